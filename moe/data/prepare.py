@@ -1,0 +1,72 @@
+"""Prepares a stock TFDS data set in array_record form: the one step that needs TensorFlow.
+
+    python -m moe.data.prepare cifar100 --data_dir=DIR
+
+It downloads, converts and stops; everything else of permoe then reads DIR without TensorFlow.
+"""
+
+import argparse
+import importlib.util
+import sys
+
+import tensorflow_datasets as tfds
+
+from moe.data import digits
+from moe.data.prepared import prepare_command, resolve_data_dir
+from moe.errors import UsageError
+
+
+def prepare(name: str, data_dir: str | None = None) -> str:
+    """Downloads and converts a data set; does nothing if it is there already.
+
+    Args:
+        name: "cifar100", "name/config" or "name:version".
+        data_dir: where to write; None means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Returns:
+        The folder of the prepared set.
+
+    Raises:
+        UsageError: TensorFlow is missing, TFDS knows no such set, or it lies there in another form.
+    """
+    data_dir = resolve_data_dir(data_dir)
+    if name in digits.NAMES:
+        return digits.prepare(data_dir)
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UsageError(
+            f"preparing '{name}' needs TensorFlow, which is not installed: type "
+            f"`{prepare_command(name, data_dir)}`"
+        )
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        raise UsageError(
+            f"TFDS knows no data set '{name}': expected a name of "
+            "https://www.tensorflow.org/datasets/catalog/overview"
+        ) from error
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"cannot prepare '{name}' in {data_dir} as array_record ({reason}): if it lies there "
+            f"in another form, pass another folder as --data_dir"
+        ) from error
+    builder.download_and_prepare()
+    return str(builder.data_path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m moe.data.prepare", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("name", help="a TFDS name: cifar100, name/config, name:version")
+    parser.add_argument("--data_dir", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
+    options = parser.parse_args(argv)
+    try:
+        print(prepare(options.name, options.data_dir))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
