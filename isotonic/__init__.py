@@ -1,0 +1,1 @@
+"""Isotonic optimization and threshold solvers in pure JAX. Needs nothing else."""

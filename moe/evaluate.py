@@ -1,0 +1,62 @@
+"""What an evaluation measures, from the sums that `moe.step` collects."""
+
+from collections.abc import Callable, Iterable
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+DEAD = 0.01  # an expert with less than this part of its fair share is dead
+
+
+def evaluate(eval_step: Callable, params: Any, batches: Iterable, put: Callable) -> dict[str, Any]:
+    """Sums of `eval_step` over all batches (numpy), with "seconds" and "timed_examples" after the
+    first batch, which may have compiled; `put` places a batch on the devices."""
+    total, start, before = None, 0.0, 0.0
+    for batch in batches:
+        sums = jax.device_get(eval_step(params, put(batch)))
+        if total is None:
+            total, start, before = sums, time.perf_counter(), sums["examples"]
+        else:
+            total = jax.tree.map(np.add, total, sums)
+    total["seconds"] = time.perf_counter() - start
+    total["timed_examples"] = total["examples"] - before
+    return total
+
+
+def scalars(total: dict[str, Any]) -> dict[str, float]:
+    """Accuracy, top-5 accuracy, mean loss and expected calibration error, each in [0, 1] but the loss.
+
+    Calibration error (Guo et al. 2017, eq. 5): the mean distance between confidence and accuracy
+    over equal bins of confidence.
+    """
+    n = float(total["examples"])
+    gaps = np.abs(total["bin_confidence"] - total["bin_correct"])
+    values = {
+        "accuracy": total["correct"] / n,
+        "top5_accuracy": total["top5"] / n,
+        "loss": total["loss"] / n,
+        "calibration_error": gaps.sum() / n,
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def routing_table(total: dict[str, Any], examples: float) -> dict[int, dict[str, float]]:
+    """For each layer of experts, how evenly it used them and what it dropped.
+
+    load_entropy: entropy of the experts' loads over log E, 1 when all are equal; largest_share: the
+    busiest expert's part of all tokens; dead_experts: experts with under 1 % of a fair share;
+    drop_rate: part of the routing weight that found no slot.
+    """
+    table = {}
+    for layer, load in sorted(total["load"].items(), key=lambda item: int(item[0])):
+        share = np.asarray(load, np.float64) / max(float(np.sum(load)), 1e-30)
+        logs = np.log(np.where(share > 0, share, 1))
+        table[int(layer)] = {
+            "load_entropy": float(-(share * logs).sum() / np.log(max(len(share), 2))),
+            "largest_share": float(share.max()),
+            "dead_experts": int((share < DEAD / len(share)).sum()),
+            "drop_rate": float(total["dropped"][layer] / examples),
+        }
+    return table

@@ -1,0 +1,92 @@
+"""The two feed-forward layers of a block: one MLP, or experts behind a router.
+
+Both map [B, T, D] to ([B, T, D], LayerReport | None), so that a block need not know which it has.
+Parameters are float32; `dtype` is that of the computation.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.dispatch import DISPATCHES, slots_per_expert
+from routers import Router
+
+
+class LayerReport(NamedTuple):
+    """What a layer of experts did with a batch; all float32."""
+
+    aux_loss: jax.Array  # scalar
+    load_E: jax.Array  # tokens processed by each expert
+    dropped: jax.Array  # share of the routing weight without a slot
+
+
+class Mlp(nnx.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, dim: int, hidden: int, *, dtype, rngs: nnx.Rngs):
+        self.wide = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs)
+        self.narrow = nnx.Linear(hidden, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, *, mask=None, train=False, key=None):
+        return self.narrow(jax.nn.gelu(self.wide(x))), None
+
+
+class Experts(nnx.Module):
+    """E independent MLPs as batched matmuls, [E, N, D] -> [E, N, D]."""
+
+    def __init__(self, num_experts: int, dim: int, hidden: int, *, dtype, rngs: nnx.Rngs):
+        init = nnx.initializers.lecun_normal(batch_axis=0)
+        self.kernel_wide = nnx.Param(init(rngs.params(), (num_experts, dim, hidden), jnp.float32))
+        self.bias_wide = nnx.Param(jnp.zeros((num_experts, 1, hidden)))
+        self.kernel_narrow = nnx.Param(init(rngs.params(), (num_experts, hidden, dim), jnp.float32))
+        self.bias_narrow = nnx.Param(jnp.zeros((num_experts, 1, dim)))
+        self.dtype = dtype
+
+    def __call__(self, x_END):
+        def linear(x, kernel, bias):
+            return x @ kernel[...].astype(self.dtype) + bias[...].astype(self.dtype)
+
+        hidden = jax.nn.gelu(linear(x_END.astype(self.dtype), self.kernel_wide, self.bias_wide))
+        return linear(hidden, self.kernel_narrow, self.bias_narrow)
+
+
+class MoE(nnx.Module):
+    """Experts behind a router. Routing groups are `group_size` whole examples of the batch."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        tokens: int,
+        *,
+        router: type[Router],
+        settings: dict,
+        num_experts: int,
+        group_size: int,
+        capacity_factor: float,
+        eval_capacity_factor: float,
+        dispatch: str,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        k, group = settings["k"], group_size * tokens
+        self.capacity = slots_per_expert(group, k, num_experts, capacity_factor)
+        self.eval_capacity = slots_per_expert(group, k, num_experts, eval_capacity_factor)
+        self.router = router(dim, num_experts, self.capacity, rngs=rngs, **settings)
+        self.experts = Experts(num_experts, dim, hidden, dtype=dtype, rngs=rngs)
+        self.group_size, self.dispatch = group_size, dispatch
+
+    def __call__(self, x_BTD, *, mask=None, train=False, key=None):
+        batch, tokens, dim = x_BTD.shape
+        if batch % self.group_size:
+            raise ValueError(f"a batch of {batch} does not divide into groups of {self.group_size}")
+        x_GTD = x_BTD.reshape(batch // self.group_size, self.group_size * tokens, dim)
+        if mask is not None:
+            mask = jnp.repeat(mask, tokens).reshape(x_GTD.shape[:2])
+        capacity = self.capacity if train else self.eval_capacity
+        routing = self.router(x_GTD, capacity=capacity, mask=mask, key=key)
+        out = DISPATCHES[self.dispatch](x_GTD, routing, self.experts, capacity)
+        report = LayerReport(jnp.float32(routing.aux_loss), out.load_E, out.dropped)
+        return out.y_GTD.reshape(x_BTD.shape), report

@@ -1,0 +1,64 @@
+"""The optax chain and the learning-rate schedule of a config."""
+
+import jax
+from ml_collections import ConfigDict
+import optax
+
+from moe.errors import UsageError
+
+SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
+OPTIMIZERS = ("adamw", "sgd", "adafactor")
+
+
+def build_schedule(config: ConfigDict) -> optax.Schedule:
+    """Linear warmup to the peak, then cosine or linear decay to 0, 1/sqrt(step), or constant."""
+    section = config.optimizer
+    peak, warmup, steps = section.learning_rate, section.warmup_steps, config.num_steps
+    if section.schedule not in SCHEDULES:
+        raise UsageError(
+            f"config.optimizer.schedule={section.schedule!r} is unknown; expected {SCHEDULES}"
+        )
+    if not 0 <= warmup < max(steps, 1):
+        raise UsageError(
+            f"config.optimizer.warmup_steps={warmup} must be at least 0 and below num_steps={steps}"
+        )
+    after = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, steps - warmup),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, steps - warmup),
+        "rsqrt": lambda: lambda count: peak * (max(warmup, 1) / (count + max(warmup, 1))) ** 0.5,
+        "constant": lambda: optax.constant_schedule(peak),
+    }[section.schedule]()
+    ramp = optax.linear_schedule(0.0, peak, warmup)
+    return optax.join_schedules([ramp, after], [warmup]) if warmup else after
+
+
+def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Global-norm clipping, then adamw, sgd with momentum, or adafactor."""
+    section = config.optimizer
+    rate, decay = build_schedule(config), section.weight_decay
+    if section.name not in OPTIMIZERS:
+        raise UsageError(
+            f"config.optimizer.name={section.name!r} is unknown; expected {OPTIMIZERS}"
+        )
+    optimizer = {
+        "adamw": lambda: optax.adamw(
+            rate, section.b1, section.b2, weight_decay=decay, mask=decayed
+        ),
+        "sgd": lambda: optax.chain(
+            optax.add_decayed_weights(decay, decayed),
+            optax.sgd(rate, momentum=section.b1, nesterov=True),
+        ),
+        "adafactor": lambda: optax.adafactor(
+            rate, weight_decay_rate=decay or None, weight_decay_mask=decayed
+        ),
+    }[section.name]()
+    if section.grad_clip > 0:
+        optimizer = optax.chain(optax.clip_by_global_norm(section.grad_clip), optimizer)
+    return optimizer
+
+
+def decayed(params):
+    """True for matrices, which the code names kernels; biases, norms and embeddings are not."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any("kernel" in str(getattr(k, "key", k)) for k in path), params
+    )

@@ -1,0 +1,125 @@
+"""One training step and one evaluation step, as pure functions of a state and a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import optax
+
+from moe.errors import UsageError
+from moe.vit import Output
+
+LOSSES = ("softmax", "sigmoid")
+CALIBRATION_BINS = 15
+State = dict[str, Any]  # step, params, opt_state, and ema where the config asks for it
+
+
+def example_losses(config: ConfigDict, logits, batch, smoothing: float = 0.0) -> jax.Array:
+    """Loss of each example, [B]: softmax or sigmoid cross-entropy, with mixup's second label."""
+    classes = logits.shape[-1]
+    targets = jax.nn.one_hot(batch["label"], classes)
+    if "mix" in batch:
+        weight = batch["mix"][:, None]
+        targets = weight * targets + (1 - weight) * jax.nn.one_hot(batch["label_mixed"], classes)
+    targets = optax.smooth_labels(targets, smoothing)
+    if config.loss == "sigmoid":
+        return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def initial_state(config: ConfigDict, params, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step."""
+    if config.loss not in LOSSES:
+        raise UsageError(f"config.loss={config.loss!r} is unknown; expected {', '.join(LOSSES)}")
+    step = jnp.zeros((), jnp.int32)
+    state = {"step": step, "params": params, "opt_state": optimizer.init(params)}
+    if config.optimizer.ema_decay:
+        state["ema"] = jax.tree.map(jnp.copy, params)
+    return state
+
+
+def make_train_step(
+    config: ConfigDict, graphdef, optimizer
+) -> Callable[[State, dict], tuple[State, dict]]:
+    """state, batch -> the state one step on, and sums over the batch.
+
+    All chance comes from (seed, step).
+    """
+    parts = config.optimizer.accumulate
+    if parts < 1 or config.batch_size % parts:
+        raise UsageError(
+            f"config.optimizer.accumulate={parts} must divide batch_size={config.batch_size}"
+        )
+
+    def loss(params, batch, key):
+        out: Output = nnx.merge(graphdef, params)(batch["image"], train=True, key=key)
+        losses = example_losses(config, out.logits, batch, config.optimizer.label_smoothing)
+        correct = (out.logits.argmax(-1) == batch["label"]).sum().astype(jnp.float32)
+        sums = {"loss": losses.sum(), "correct": correct, "aux_loss": out.aux_loss * len(losses)}
+        return losses.mean() + out.aux_loss, sums | traffic(out, len(losses))
+
+    gradient = jax.grad(loss, has_aux=True)
+
+    def gradient_in_parts(params, batch, key):
+        """The same gradient and sums from micro-batches, one after the other, to save memory."""
+        batches = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+        keys = jax.random.split(key, parts)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+
+        first = jax.tree.map(lambda a: a[0], (batches, keys))
+        shapes = jax.eval_shape(gradient, params, *first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (grads, sums), _ = jax.lax.scan(add, zeros, (batches, keys))
+        return jax.tree.map(lambda g: g / parts, grads), sums
+
+    def train_step(state: State, batch):
+        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+        compute = gradient if parts == 1 else gradient_in_parts
+        grads, sums = compute(state["params"], batch, key)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        new = {"step": state["step"] + 1, "params": params, "opt_state": opt_state}
+        if "ema" in state:
+            new["ema"] = optax.incremental_update(
+                params, state["ema"], 1 - config.optimizer.ema_decay
+            )
+        return new, sums | {"steps": jnp.ones(()), "grad_norm": optax.global_norm(grads)}
+
+    return train_step
+
+
+def make_eval_step(config: ConfigDict, graphdef) -> Callable[[Any, dict], dict]:
+    """params, batch -> sums over the real examples of the batch."""
+
+    def eval_step(params, batch):
+        mask = batch["mask"]
+        out: Output = nnx.merge(graphdef, params)(batch["image"], mask=mask > 0)
+        label, logits = batch["label"], out.logits
+        correct = (logits.argmax(-1) == label) * mask
+        own = jnp.take_along_axis(logits, label[:, None], 1)
+        probs = jax.nn.softmax(logits).max(-1)
+        bins = jnp.clip((probs * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
+        in_bin = jax.nn.one_hot(bins, CALIBRATION_BINS) * mask[:, None]
+        return {
+            "examples": mask.sum(),
+            "loss": (example_losses(config, logits, batch) * mask).sum(),
+            "correct": correct.sum(),
+            "top5": (((logits > own).sum(-1) < 5) * mask).sum(),
+            "bin_confidence": probs @ in_bin,
+            "bin_correct": correct @ in_bin,
+        } | traffic(out, mask.sum())
+
+    return eval_step
+
+
+def traffic(out: Output, examples) -> dict:
+    """Sums of each layer's expert loads, and of its share of dropped weight times examples."""
+    return {
+        "load": {str(i): report.load_E for i, report in out.reports.items()},
+        "dropped": {str(i): report.dropped * examples for i, report in out.reports.items()},
+    }

@@ -1,0 +1,141 @@
+"""Vision transformer (Dosovitskiy et al. 2021) with experts in chosen blocks (V-MoE, Riquelme et
+al. 2021)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.layers import LayerReport
+
+# width D, depth L, MLP width F, heads H: ViT paper, table 1; S from Steiner et al. 2021, table 2.
+SIZES = {
+    "S": (384, 12, 1536, 6),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "H": (1280, 32, 5120, 16),
+}
+
+
+class Output(NamedTuple):
+    """Logits [B, V] in float32, and the report of each layer of experts by its block's number."""
+
+    logits: jax.Array
+    reports: dict[int, LayerReport]
+
+    @property
+    def aux_loss(self):
+        """Sum of the layers' auxiliary losses, scalar."""
+        return sum((r.aux_loss for r in self.reports.values()), jnp.zeros(()))
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block; `feed_forward` is an `Mlp` or a `MoE`."""
+
+    def __init__(self, dim: int, heads: int, feed_forward: nnx.Module, *, dropout, dtype, rngs):
+        self.norm_attention = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(
+            heads,
+            dim,
+            decode=False,
+            dtype=dtype,
+            kernel_init=nnx.initializers.xavier_uniform(),
+            rngs=rngs,
+        )
+        self.norm_feed_forward = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+        self.feed_forward = feed_forward
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, x, *, mask, train, key):
+        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        x += self._drop(self.attention(self.norm_attention(x)), keys[0])
+        out, report = self.feed_forward(
+            self.norm_feed_forward(x), mask=mask, train=train, key=keys[1]
+        )
+        return x + self._drop(out, keys[2]), report
+
+    def _drop(self, x, key):
+        return self.dropout(x, deterministic=key is None, rngs=key)
+
+
+class VisionTransformer(nnx.Module):
+    """Images [B, S, S, channels] to class logits.
+
+    Args:
+      image_size, channels, num_classes: of the data; `patch_size` divides `image_size`.
+      width, depth, heads: D, L, H.
+      feed_forward: (block number, tokens T, dtype, rngs) -> the `Mlp` or `MoE` of that block.
+      pool: "cls" reads the class off an extra learned token, "mean" off the mean of all tokens.
+      dropout: rate after attention and feed-forward, and on the embedded tokens.
+      dtype: of the computation; parameters, router, norms' statistics and logits are float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        channels: int,
+        num_classes: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        feed_forward: Callable[..., nnx.Module],
+        pool: str,
+        dropout: float,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        if image_size % patch_size:
+            raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
+        if width % heads:
+            raise ValueError(f"num_heads {heads} does not divide width {width}")
+        if pool not in ("cls", "mean"):
+            raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
+        patches = (image_size // patch_size) ** 2
+        tokens = patches + (pool == "cls")
+        patch = (patch_size, patch_size)
+        self.embed = nnx.Conv(
+            channels, width, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
+        )
+        small = nnx.initializers.normal(0.02)
+        self.position = nnx.Param(small(rngs.params(), (1, tokens, width), jnp.float32))
+        self.cls = nnx.Param(jnp.zeros((1, 1, width))) if pool == "cls" else None
+        self.blocks = nnx.List(
+            Block(
+                width,
+                heads,
+                feed_forward(i, tokens, dtype, rngs),
+                dropout=dropout,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for i in range(depth)
+        )
+        self.dropout = nnx.Dropout(dropout)
+        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        zeros = nnx.initializers.zeros_init()
+        self.head = nnx.Linear(width, num_classes, kernel_init=zeros, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, images, *, mask=None, train: bool = False, key=None) -> Output:
+        """`mask` [B] is False on padding examples; `key` seeds dropout and router noise."""
+        keys = [None] * (len(self.blocks) + 1)
+        if key is not None:
+            keys = list(jax.random.split(key, len(keys)))
+        x = self.embed(images)
+        x = x.reshape(len(images), -1, x.shape[-1])
+        if self.cls is not None:
+            first = jnp.broadcast_to(self.cls[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+            x = jnp.concatenate([first, x], axis=1)
+        x += self.position[...].astype(x.dtype)
+        x = self.dropout(x, deterministic=keys[-1] is None, rngs=keys[-1])
+        reports = {}
+        for i, block in enumerate(self.blocks):
+            x, report = block(x, mask=mask, train=train, key=keys[i])
+            if report is not None:
+                reports[i] = report
+        x = self.norm(x)
+        x = x.mean(1) if self.cls is None else x[:, 0]
+        return Output(self.head(x.astype(jnp.float32)), reports)

@@ -1,0 +1,83 @@
+"""Routers in which each expert chooses its tokens: hard top-k and the relaxed one of the paper."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from routers import losses
+from routers.routing import Router, Routing, masked
+from routers.topk import sparse_topk_mask
+
+
+class ExpertChoice(Router):
+    """Each expert takes the C tokens of its group that like it best: S = softmax over experts,
+    top-C over tokens, weights S (Zhou et al. 2022, "Mixture-of-Experts with Expert Choice
+    Routing", eq. 1-2). Balanced by construction; a token may get any number of experts.
+
+    Settings:
+      k: experts per token on average; the layer derives the capacity C from it.
+      z: weight of the z-loss.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        capacity: int,
+        *,
+        k: float = 2.0,
+        z: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(dim, num_experts, k=k, rngs=rngs)
+        self.z = z
+
+    def __call__(self, x_GTD, *, capacity: int, mask=None, key=None) -> Routing:
+        logits = self.logits(x_GTD)
+        probs = masked(jax.nn.softmax(logits, axis=-1), mask)
+        # By index, not by comparison with the C-th score: ties must not give more than C.
+        picked = jax.lax.top_k(probs.swapaxes(1, 2), capacity)[1]
+        chosen = jax.nn.one_hot(picked, probs.shape[1], dtype=bool).any(2).swapaxes(1, 2)
+        return Routing(
+            weights=jnp.where(chosen, probs, 0), aux_loss=self.z * losses.z_loss(logits, mask)
+        )
+
+
+class SparseExpertChoice(Router):
+    """Expert choice through the relaxed top-k mask: the router of Sander et al. 2023 (section 6,
+    sparse mixtures of experts).
+
+    For each expert, m = `sparse_topk_mask`(logits, C) along the *tokens* of the group; weights
+    m * softmax(logits). Exactly sparse, and differentiable in which tokens are taken. Where scores
+    are closer than `strength` the support has more than C tokens: the dispatch keeps the C
+    heaviest and reports the mass of the others.
+
+    Settings:
+      k: experts per token on average; the layer derives the capacity C from it.
+      p, strength: of the operator.
+      z: weight of the z-loss.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        capacity: int,
+        *,
+        k: float = 2.0,
+        p: float = 2.0,
+        strength: float = 0.5,
+        z: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(dim, num_experts, k=k, rngs=rngs)
+        self.p, self.strength, self.z = p, strength, z
+
+    def __call__(self, x_GTD, *, capacity: int, mask=None, key=None) -> Routing:
+        logits = self.logits(x_GTD)
+        scores = logits if mask is None else jnp.where(mask[..., None], logits, -jnp.inf)
+        select = sparse_topk_mask(scores, capacity, p=self.p, strength=self.strength, axis=1)
+        return Routing(
+            weights=masked(select * jax.nn.softmax(logits, axis=-1), mask),
+            aux_loss=self.z * losses.z_loss(logits, mask),
+        )

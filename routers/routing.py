@@ -1,0 +1,57 @@
+"""What a router decides, and what every router is built from.
+
+Axis letters, here and in `moe`: B batch, G groups, T tokens in a group, E experts, C capacity
+(slots of an expert in a group), K experts chosen by a token, D model width, F expert width,
+H heads, L layers, V classes. `x_GTD` has the axes G, T and D.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+
+@struct.dataclass
+class Routing:
+    """Which token goes to which expert, and with what weight its output comes back.
+
+    Sparse routers set `weights` [G, T, E], zero where the token does not go to the expert; a
+    dispatch with C slots keeps, for each expert, the C tokens of the highest `priority`.
+    Soft routers also set `mix`, and their `weights` are [G, T, E, C]: slot c of expert e reads the
+    mixture sum_t mix[t, e, c] x_t.
+    """
+
+    weights: jax.Array  # combine weights >= 0, float32
+    priority: jax.Array | None = None  # [G, T, E]; None: the heaviest first
+    mix: jax.Array | None = None  # [G, T, E, C], sums to 1 over T
+    aux_loss: jax.Array | float = 0.0  # scalar, already weighted by the router's own settings
+    metrics: dict[str, jax.Array] = struct.field(default_factory=dict)  # scalars
+
+
+class Router(nnx.Module):
+    """A linear map from tokens to one score per expert; a subclass turns scores into a `Routing`.
+
+    Contract (tests/routers/test_contract.py holds every entry of `ROUTERS` to it):
+      __init__(dim, num_experts, capacity, *, k, <settings with defaults>, rngs): `capacity` is the
+        number of slots that the layer gives each expert in training; `k` the number of experts
+        per token, on average for routers whose experts choose. The keyword defaults are the
+        configuration's: they are written nowhere else.
+      __call__(x_GTD, *, capacity, mask=None, key=None) -> Routing: `mask` [G, T] is False on
+        padding, which gets weight 0 and enters no loss; `key` seeds training noise, None in
+        evaluation. A group's routing depends on no other group. Scores are float32.
+    """
+
+    def __init__(self, dim: int, num_experts: int, *, k: float, rngs: nnx.Rngs):
+        if not 0 < k <= num_experts:
+            raise ValueError(f"k must be above 0 and at most num_experts={num_experts}; got k={k}")
+        self.k = k
+        init = nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(init(rngs.params(), (dim, num_experts), jnp.float32))
+
+    def logits(self, x_GTD):
+        """Scores [G, T, E] in float32: routing decisions do not survive bfloat16's three digits."""
+        return x_GTD.astype(jnp.float32) @ self.kernel[...]
+
+
+def masked(weights_GTE, mask):
+    """`weights_GTE` with padding tokens set to 0; `mask` [G, T] or None."""
+    return weights_GTE if mask is None else jnp.where(mask[..., None], weights_GTE, 0)

@@ -1,0 +1,112 @@
+"""Routers in which each token chooses its experts: hard (softmax top-k) and relaxed."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from routers import losses
+from routers.routing import Router, Routing, masked
+from routers.topk import sparse_topk_mask
+
+
+class TopK(Router):
+    """Each token goes to the K experts with the highest scores, weighted by their softmax.
+
+    Noisy top-k gating of Shazeer et al. 2017 in the form of V-MoE (Riquelme et al. 2021, eq. 2):
+    weights softmax(logits + noise), noise N(0, (noise/E)^2) in training only.
+
+    Settings:
+      k: experts per token, whole.
+      noise: standard deviation of the noise, in units of 1/E.
+      batch_priority: True fills an expert's slots by weight (V-MoE, section 4.1); False by order:
+        all first choices in the order of the tokens, then all second choices.
+      importance, load, balance, z: weights of the auxiliary losses (`routers.losses`); `load`
+        needs noise.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        capacity: int,
+        *,
+        k: int = 2,
+        noise: float = 1.0,
+        batch_priority: bool = False,
+        importance: float = 0.005,
+        load: float = 0.005,
+        balance: float = 0.0,
+        z: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(dim, num_experts, k=k, rngs=rngs)
+        if noise < 0:
+            raise ValueError(f"topk: noise must be 0 or more; got {noise}")
+        self.noise = noise / num_experts
+        self.batch_priority = batch_priority
+        self.importance, self.load, self.balance, self.z = importance, load, balance, z
+
+    def __call__(self, x_GTD, *, capacity: int, mask=None, key=None) -> Routing:
+        clean = self.logits(x_GTD)
+        noisy = clean
+        if key is not None:
+            noisy += self.noise * jax.random.normal(key, clean.shape)
+        probs = jax.nn.softmax(noisy, axis=-1)
+        rank = jnp.argsort(jnp.argsort(-noisy, axis=-1), axis=-1)  # 0 is the token's first choice
+        chosen = masked(rank < self.k, mask)
+        aux = (
+            self.importance * losses.importance(probs, mask)
+            + self.balance * losses.load_balance(probs, chosen, mask)
+            + self.z * losses.z_loss(clean, mask)
+        )
+        if key is not None and self.noise > 0:
+            aux += self.load * losses.load(clean, noisy, self.k, self.noise, mask)
+        order = -(rank * x_GTD.shape[1] + jnp.arange(x_GTD.shape[1])[:, None])
+        return Routing(
+            weights=jnp.where(chosen, probs, 0),
+            priority=None if self.batch_priority else order,
+            aux_loss=aux,
+        )
+
+
+class SparseTopK(Router):
+    """Each token goes to the experts in the support of its relaxed top-k mask.
+
+    Weights m * softmax(logits), with m = `sparse_topk_mask`(logits, K) along the experts: exactly
+    sparse, and differentiable also in *which* experts are chosen (Sander et al. 2023). A token may
+    have more than K experts where its scores are closer than `strength`.
+
+    Settings:
+      k: sum of a token's mask, real.
+      p, strength: of the operator.
+      importance, balance, z: weights of the auxiliary losses; `balance` counts the relaxed mask.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        capacity: int,
+        *,
+        k: float = 2.0,
+        p: float = 2.0,
+        strength: float = 1.0,
+        importance: float = 0.01,
+        balance: float = 0.0,
+        z: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(dim, num_experts, k=k, rngs=rngs)
+        self.p, self.strength = p, strength
+        self.importance, self.balance, self.z = importance, balance, z
+
+    def __call__(self, x_GTD, *, capacity: int, mask=None, key=None) -> Routing:
+        logits = self.logits(x_GTD)
+        probs = jax.nn.softmax(logits, axis=-1)
+        select = masked(sparse_topk_mask(logits, self.k, p=self.p, strength=self.strength), mask)
+        return Routing(
+            weights=select * probs,
+            aux_loss=self.importance * losses.importance(probs, mask)
+            + self.balance * losses.load_balance(probs, select, mask)
+            + self.z * losses.z_loss(logits, mask),
+        )

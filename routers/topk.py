@@ -1,0 +1,119 @@
+"""Differentiable, exactly sparse top-k operators (Sander et al., ICML 2023).
+
+Top-k is a linear program over the permutahedron P(1_k) = {0 <= y <= 1, sum y = k}; adding the
+regulariser (lam/p) ||y||_p^p makes its solution a continuous function of the scores that still has
+exact zeros. p = 2 is piecewise linear, p = 4/3 continuously differentiable. With q = p/(p - 1):
+
+  solver      what it does                                    p      work per row
+  threshold   one scalar root (`isotonic.threshold`)          any    a few passes
+  pav         sort, then pool adjacent violators              any    sequential
+  dykstra     sort, then the paper's alternating projections  2      many passes, inexact
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isotonic.links import MagnitudeLink, MaskLink, positive_power
+from isotonic.pnorm import isotonic_pnorm
+from isotonic.threshold import threshold
+
+
+def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
+    r"""Relaxed top-k mask: weights in [0, 1] that sum to k, zero for all but the largest scores.
+
+    argmax_{0 <= y <= 1, \sum y = k}  <x, y> - (lam/p) ||y||_p^p,    lam = strength.
+
+    Args:
+      x: scores, any shape; float16, bfloat16, float32 or float64 (solved in float32 or better).
+        Entries of -inf get weight 0.
+      k: how many to select, real, in (0, n]: a number, or an array that broadcasts against x
+        without `axis` (one k per row). May be traced.
+      p: norm of the regulariser, > 1, static.
+      strength: lam > 0; a number or an array like k. May be traced. The mask is the hard one
+        exactly where x_(k) - x_(k+1) >= lam, and tends to k/n as lam grows.
+      solver: "threshold", "pav" or "dykstra" (p = 2 only).
+      axis: the axis of the items.
+
+    Returns:
+      The mask, of x's shape and dtype. At least k entries are non-zero (k whole).
+
+    Derivative in x, k and strength, forward and reverse: with d_i = d y_i/d x_i at fixed threshold,
+    J = diag(d) - d d^T / sum(d); finite everywhere, 0 where the mask is hard.
+
+    Raises:
+      ValueError: p <= 1, an unknown solver, k outside (0, n] or strength <= 0 (where not traced).
+
+    Source: Sander et al. 2023, section 4 (relaxation), 5 (algorithms).
+    """
+    x, k, lam, restore = _rows(x, k, strength, p, axis)
+    if solver == "threshold":
+        return restore(threshold(MaskLink(float(p)), x, k, lam).h)
+    y, _ = _by_isotonic(x, k, lam, p, solver, magnitude=False)
+    return restore(y)
+
+
+def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
+    r"""Relaxed top-k in magnitude: x with all but its largest entries in magnitude shrunk to 0.
+
+    The gradient in x of  max_{0 <= y <= 1, \sum y = k}  <x^2/2, y>, smoothed with (lam/p)||.||_p^p:
+    entries well above the rest come back unchanged, those well below are exactly 0, and those in
+    between are shrunk. Hard top-k where |x|_(k) >= |x|_(k+1) + lam |x|_(k+1)^(p-1).
+
+    Arguments, errors and derivatives as for `sparse_topk_mask`, except that x must be finite.
+
+    Returns:
+      The shrunk x, of x's shape and dtype.
+
+    Source: Sander et al. 2023, section 4 (phi(x) = x^2/2).
+    """
+    x, k, lam, restore = _rows(x, k, strength, p, axis)
+    sign, a = jnp.sign(x), jnp.abs(x)
+    if solver == "threshold":
+        h, tau = threshold(MagnitudeLink(float(p)), a, k, lam)
+        # y = h tau and lam y^(p-1) = a - tau where 0 < h < 1.
+        out = jnp.where(h < 1, jnp.where(h > 0, h * tau + (a - tau), 0), a)
+    else:
+        y, shift = _by_isotonic(a, k, lam, p, solver, magnitude=True)
+        out = y + shift
+    return restore(sign * out)
+
+
+def _by_isotonic(x, k, lam, p, solver, magnitude):
+    """Solve through sorting and isotonic optimization with w = 1_k: y and s - v*, in x's order.
+
+    v* solves  min_{v_1 >= ... >= v_n} R*(s - v) + f(v), and y = ((s - v*)/lam)^(q-1).
+    """
+    order = jnp.argsort(-x, axis=-1)
+    s = jnp.take_along_axis(x, order, -1)
+    w = jnp.clip(k - jnp.arange(x.shape[-1], dtype=x.dtype), 0, 1)
+    v = isotonic_pnorm(s, w, lam=lam, p=p, magnitude=magnitude, solver=solver)
+    shift = jnp.where(s > -jnp.inf, s, 0) - jnp.where(s > -jnp.inf, v, 0)
+    y = positive_power(shift / lam, 1 / (p - 1))
+    inverse = jnp.argsort(order, axis=-1)
+    return tuple(jnp.take_along_axis(a, inverse, -1) for a in (y, jnp.maximum(shift, 0)))
+
+
+def _rows(x, k, strength, p, axis):
+    """x with its items last, k and lam as `[..., 1]`, in the solver's dtype; and the way back."""
+    x = jnp.asarray(x)
+    if not p > 1 or math.isinf(p):
+        raise ValueError(f"p must be a finite number above 1, not {p}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"scores must be floating point, not {x.dtype}")
+    n = x.shape[axis]
+    for name, value, low, high in (("k", k, 0, n), ("strength", strength, 0, math.inf)):
+        if isinstance(value, jax.core.Tracer):
+            continue
+        value = np.asarray(value)
+        if not ((value > low) & (value <= high)).all():
+            limit = f" and at most {high}, the length of axis {axis}" if high < math.inf else ""
+            raise ValueError(f"{name} must be above {low}{limit}; got {value}")
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    rows = jnp.moveaxis(x, axis, -1).astype(dtype)
+    k, lam = (
+        jnp.broadcast_to(jnp.asarray(a, dtype), rows.shape[:-1])[..., None] for a in (k, strength)
+    )
+    return rows, k, lam, lambda y: jnp.moveaxis(y, -1, axis).astype(x.dtype)
