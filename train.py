@@ -10,7 +10,9 @@ from moe import cli
 
 
 def main(argv) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--config", required=True, help="a file of configs/")
     parser.add_argument("--workdir", required=True, help="the directory of the run")
     flags, overrides = cli.parse(parser, argv)

@@ -37,8 +37,9 @@ def power(u, exponent: float):
     """u ** exponent for u >= 0; small whole exponents and square roots by the cheap instruction."""
     if exponent == 0.5:
         return jnp.sqrt(u)
-    if exponent == round(exponent) and exponent <= 8:
-        return jax.lax.integer_pow(u, round(exponent))
+    whole = round(exponent)
+    if abs(exponent - whole) < 1e-9 and whole <= 8:  # 1/(p-1) is 3.0000000000000007 for p = 4/3
+        return jax.lax.integer_pow(u, whole)
     return u**exponent
 
 

@@ -68,8 +68,10 @@ def find_solver(name: str):
 
 
 def _check_weights(weights, shape, solver):
-    if np.broadcast_shapes(np.shape(weights), shape) != shape:
-        raise ValueError(f"weights of shape {np.shape(weights)} do not broadcast to y's {shape}")
+    given = np.shape(weights)
+    fits = zip(given[::-1], shape[::-1], strict=False)
+    if len(given) > len(shape) or any(a not in (1, b) for a, b in fits):
+        raise ValueError(f"weights of shape {given} do not broadcast to y's {shape}")
     if isinstance(weights, jax.core.Tracer):
         return
     weights = np.asarray(weights)

@@ -1,7 +1,9 @@
 """Checkpoints of a run: saved in the background by Orbax, complete or not there at all.
 
-A state is saved as a flat dictionary of named arrays ("params.blocks.0.norm.scale", ...), so that
-a checkpoint can be read without the classes that made it. Restoring executes no code.
+A checkpoint has an item for the parameters, one for their average where the run keeps it, and one
+for all else that training needs; each is a flat dictionary of named arrays
+("params.blocks.0.norm.scale", ...), to be read without the classes that made it. Restoring executes
+no code.
 """
 
 import pathlib
@@ -42,21 +44,22 @@ class Checkpoints:
     def best(self) -> float:
         """The best evaluation accuracy among the checkpoints, -inf without any."""
         metrics = (self._manager.metrics(step) for step in self.steps())
-        return max((m[BEST_METRIC] for m in metrics if m and BEST_METRIC in m), default=-float("inf"))
+        return max((m[BEST_METRIC] for m in metrics if m), default=-float("inf"))
 
-    def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
+    def save(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> None:
         """Copies the state to the host and returns; the files are written meanwhile."""
-        metrics = {k: v for k, v in (metrics or {}).items() if k == BEST_METRIC}
-        names, _ = _named(state)
-        self._manager.save(step, args=ocp.args.StandardSave(names), metrics=metrics or None)
+        items = {key: ocp.args.StandardSave(_named(tree)) for key, tree in _items(state).items()}
+        best = {BEST_METRIC: metrics[BEST_METRIC]} if BEST_METRIC in metrics else None
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=best)
 
-    def restore(self, step: int, like: Any) -> Any:
-        """The state saved at `step`, with the structure, shapes and shardings of `like`."""
-        names, structure = _named(like)
-        names = self._manager.restore(step, args=ocp.args.StandardRestore(names))
-        return jax.tree.unflatten(structure, [names[name] for name in _named(like)[0]])
+    def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """What `like` has of the state of `step`, with its structure, shapes and shardings."""
+        items = {key: ocp.args.StandardRestore(_named(t)) for key, t in _items(like).items()}
+        found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        arrays = {name: array for item in found.values() for name, array in item.items()}
+        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
 
-    def restore_newest(self, like: Any, step: int | None = None) -> tuple[Any, int, list[int]]:
+    def restore_newest(self, like: dict[str, Any], step: int | None = None):
         """The newest state that can be read, its step, and the damaged steps passed over.
 
         With `step`, that one or an error.
@@ -67,16 +70,14 @@ class Checkpoints:
         steps = self.steps()
         if step is not None and step not in steps:
             raise UsageError(f"no checkpoint of step {step} in {self.directory}; it has {steps}")
-        damaged = []
+        damaged, reason = [], "there is none"
         for candidate in [step] if step is not None else reversed(steps):
             try:
                 return self.restore(candidate, like), candidate, damaged
             except Exception as error:  # whatever tensorstore, json or orbax found wrong
                 damaged.append(candidate)
-                reason = str(error).splitlines()[0][:100]
-        if not damaged:
-            raise UsageError(f"no complete checkpoint in {self.directory}")
-        raise UsageError(f"no checkpoint in {self.directory} can be read: step {candidate}: {reason}")
+                reason = str(error)[:200]
+        raise UsageError(f"no checkpoint in {self.directory} can be read (of {steps}): {reason}")
 
     def set_aside(self, step: int) -> pathlib.Path:
         """Moves a damaged checkpoint out of the way of the one that will be saved in its place."""
@@ -89,12 +90,17 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until all that was saved is on disk."""
-        self._manager.wait_until_finished()
         self._manager.close()
 
 
-def _named(tree: Any) -> tuple[dict[str, Any], Any]:
-    """{path: leaf} and the structure of a tree."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    names = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-    return names, structure
+def _items(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The state by checkpoint item; evaluation reads the first two without the rest."""
+    items = {key: {key: state[key]} for key in ("params", "ema") if key in state}
+    rest = {key: tree for key, tree in state.items() if key not in items}
+    return items | ({"training": rest} if rest else {})
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """{path: leaf}, in the order of the leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -4,6 +4,7 @@ import argparse
 import ast
 import difflib
 import importlib.util
+import logging
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from moe.errors import UsageError
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Calls `main` with the arguments and exits: 2 with one line on a `UsageError`."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates what it does
     try:
         sys.exit(main(sys.argv[1:]))
     except UsageError as error:

@@ -45,6 +45,7 @@ def default() -> ConfigDict:
                 "num_heads": 0,
                 "patch_size": 16,
                 "pool": "cls",  # or "mean"
+                "position": "learned",  # or "sincos"
                 "dropout": 0.0,
                 "dtype": "float32",  # of the computation; "bfloat16" on accelerators
             },
@@ -87,9 +88,7 @@ def default() -> ConfigDict:
 def router_settings(name: str) -> dict:
     """Returns a router's settings and their defaults, read from its signature."""
     parameters = inspect.signature(ROUTERS[name].__init__).parameters.values()
-    return {
-        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs"
-    }
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs"}
 
 
 def flatten(config: ConfigDict) -> dict[str, object]:

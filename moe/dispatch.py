@@ -51,9 +51,9 @@ def by_capacity(x_GTD, routing: Routing, experts: Callable, capacity: int) -> Di
     out_GECD *= weight_GEC[..., None].astype(out.dtype)
     y_GTD = jnp.zeros_like(x_GTD, dtype=out.dtype).at[row, token_GEC].add(out_GECD)
 
-    total = weights_GET.sum()
-    dropped = 1 - weight_GEC.sum() / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
-    dropped = jnp.where(total > 0, jnp.maximum(dropped, 0), 0)
+    overflows = (weights_GET > 0).sum(-1) > capacity
+    lost_GE = jnp.where(overflows, jnp.maximum(weights_GET.sum(-1) - weight_GEC.sum(-1), 0), 0)
+    dropped = lost_GE.sum() / jnp.maximum(weights_GET.sum(), jnp.finfo(weights_GET.dtype).tiny)
     return Dispatched(y_GTD, (weight_GEC > 0).sum((0, 2)).astype(jnp.float32), dropped)
 
 

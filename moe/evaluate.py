@@ -1,7 +1,7 @@
 """What an evaluation measures, from the sums that `moe.step` collects."""
 
-from collections.abc import Callable, Iterable
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ def evaluate(eval_step: Callable, params: Any, batches: Iterable, put: Callable)
 
 
 def scalars(total: dict[str, Any]) -> dict[str, float]:
-    """Accuracy, top-5 accuracy, mean loss and expected calibration error, each in [0, 1] but the loss.
+    """Accuracy, top-5 accuracy, mean loss and expected calibration error.
 
     Calibration error (Guo et al. 2017, eq. 5): the mean distance between confidence and accuracy
     over equal bins of confidence.

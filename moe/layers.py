@@ -4,6 +4,7 @@ Both map [B, T, D] to ([B, T, D], LayerReport | None), so that a block need not 
 Parameters are float32; `dtype` is that of the computation.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ class LayerReport(NamedTuple):
     aux_loss: jax.Array  # scalar
     load_E: jax.Array  # tokens processed by each expert
     dropped: jax.Array  # share of the routing weight without a slot
+    weights_BTE: jax.Array  # weight of each token's experts, before anything is dropped
 
 
 class Mlp(nnx.Module):
@@ -36,19 +38,21 @@ class Mlp(nnx.Module):
 class Experts(nnx.Module):
     """E independent MLPs as batched matmuls, [E, N, D] -> [E, N, D]."""
 
-    def __init__(self, num_experts: int, dim: int, hidden: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, num_experts: int, dim: int, hidden: int, *, dropout, dtype, rngs: nnx.Rngs):
         init = nnx.initializers.lecun_normal(batch_axis=0)
         self.kernel_wide = nnx.Param(init(rngs.params(), (num_experts, dim, hidden), jnp.float32))
         self.bias_wide = nnx.Param(jnp.zeros((num_experts, 1, hidden)))
         self.kernel_narrow = nnx.Param(init(rngs.params(), (num_experts, hidden, dim), jnp.float32))
         self.bias_narrow = nnx.Param(jnp.zeros((num_experts, 1, dim)))
+        self.dropout = nnx.Dropout(dropout)
         self.dtype = dtype
 
-    def __call__(self, x_END):
+    def __call__(self, x_END, key=None):
         def linear(x, kernel, bias):
             return x @ kernel[...].astype(self.dtype) + bias[...].astype(self.dtype)
 
         hidden = jax.nn.gelu(linear(x_END.astype(self.dtype), self.kernel_wide, self.bias_wide))
+        hidden = self.dropout(hidden, deterministic=key is None, rngs=key)
         return linear(hidden, self.kernel_narrow, self.bias_narrow)
 
 
@@ -68,6 +72,7 @@ class MoE(nnx.Module):
         capacity_factor: float,
         eval_capacity_factor: float,
         dispatch: str,
+        dropout: float,
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -75,7 +80,7 @@ class MoE(nnx.Module):
         self.capacity = slots_per_expert(group, k, num_experts, capacity_factor)
         self.eval_capacity = slots_per_expert(group, k, num_experts, eval_capacity_factor)
         self.router = router(dim, num_experts, self.capacity, rngs=rngs, **settings)
-        self.experts = Experts(num_experts, dim, hidden, dtype=dtype, rngs=rngs)
+        self.experts = Experts(num_experts, dim, hidden, dropout=dropout, dtype=dtype, rngs=rngs)
         self.group_size, self.dispatch = group_size, dispatch
 
     def __call__(self, x_BTD, *, mask=None, train=False, key=None):
@@ -86,7 +91,15 @@ class MoE(nnx.Module):
         if mask is not None:
             mask = jnp.repeat(mask, tokens).reshape(x_GTD.shape[:2])
         capacity = self.capacity if train else self.eval_capacity
-        routing = self.router(x_GTD, capacity=capacity, mask=mask, key=key)
-        out = DISPATCHES[self.dispatch](x_GTD, routing, self.experts, capacity)
-        report = LayerReport(jnp.float32(routing.aux_loss), out.load_E, out.dropped)
+        noise, drop = (None, None) if key is None else jax.random.split(key)
+        routing = self.router(x_GTD, capacity=capacity, mask=mask, key=noise)
+        experts = functools.partial(self.experts, key=drop)
+        out = DISPATCHES[self.dispatch](x_GTD, routing, experts, capacity)
+        weights = routing.weights if routing.mix is None else routing.weights.sum(-1)
+        report = LayerReport(
+            aux_loss=jnp.float32(routing.aux_loss),
+            load_E=out.load_E,
+            dropped=out.dropped,
+            weights_BTE=weights.reshape(batch, tokens, -1),
+        )
         return out.y_GTD.reshape(x_BTD.shape), report

@@ -2,9 +2,9 @@
 
 import difflib
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from ml_collections import ConfigDict
 
 from moe.dispatch import DISPATCHES
@@ -53,6 +53,7 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
             capacity_factor=moe.capacity_factor,
             eval_capacity_factor=moe.eval_capacity_factor,
             dispatch=moe.dispatch,
+            dropout=moe.dropout,
             dtype=dtype,
             rngs=rngs,
         )
@@ -68,6 +69,7 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
             heads=heads,
             feed_forward=feed_forward,
             pool=model.pool,
+            position=model.position,
             dropout=model.dropout,
             dtype=jnp.dtype(model.dtype),
             rngs=rngs,

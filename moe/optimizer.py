@@ -1,8 +1,8 @@
 """The optax chain and the learning-rate schedule of a config."""
 
 import jax
-from ml_collections import ConfigDict
 import optax
+from ml_collections import ConfigDict
 
 from moe.errors import UsageError
 

@@ -3,7 +3,8 @@
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, TextColumn
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
 
 
 class Progress:
@@ -12,7 +13,11 @@ class Progress:
     def __init__(self, start: int, last: int, batch_size: int):
         self._last, self._batch_size = last, batch_size
         self._console = Console(highlight=False)
-        columns = (TextColumn("{task.fields[head]}"), BarColumn(), TextColumn("{task.fields[text]}"))
+        columns = (
+            TextColumn("{task.fields[head]}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
         self._bar = Bar(*columns, console=self._console) if self._console.is_terminal else None
         if self._bar:
             self._task = self._bar.add_task("", total=last, completed=start, head="", text="")

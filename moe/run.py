@@ -1,15 +1,15 @@
 """What a run is made of: data, model and functions, set up from a config before anything starts."""
 
-from collections.abc import Callable
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-from flax import nnx
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 import numpy as np
 import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from moe.data import ImageSource, eval_batches, open_split, train_batches
 from moe.errors import UsageError

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import optax
+from flax import nnx
+from ml_collections import ConfigDict
 
 from moe.errors import UsageError
 from moe.vit import Output

@@ -4,7 +4,6 @@ import contextlib
 import pathlib
 import signal
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from moe.errors import UsageError
 from moe.evaluate import evaluate, routing_table, scalars
 from moe.model import count_parameters
 from moe.progress import Progress
-from moe.records import Records
+from moe.records import Records, read
 from moe.run import Run, open_source, set_up
 from moe.step import make_train_step
 
@@ -66,7 +65,9 @@ def _loop(run, step_fn, state, start, checkpoints, workdir, train_source, eval_s
                 records.write(step, row | {"train/images_per_second": progress.update(step, row)})
             results = {}
             if step % config.eval.every == 0 or step == last:
-                total = evaluate(eval_step, _averaged(state), run.eval_batches(eval_source), run.put)
+                total = evaluate(
+                    eval_step, _averaged(state), run.eval_batches(eval_source), run.put
+                )
                 results = {f"eval/{k}": v for k, v in scalars(total).items()}
                 records.write(step, results | _layer_scalars(total, total["examples"], "eval"))
                 progress.note(step, results)
@@ -179,8 +180,6 @@ def _averaged(state):
 
 
 def _last_evaluation(workdir: pathlib.Path) -> dict[str, float]:
-    from moe.records import read
-
     rows = [row for row in read(workdir / "metrics.jsonl") if BEST_METRIC in row]
     return rows[-1] if rows else {}
 

@@ -67,6 +67,7 @@ class VisionTransformer(nnx.Module):
       image_size, channels, num_classes: of the data; `patch_size` divides `image_size`.
       width, depth, heads: D, L, H.
       feed_forward: (block number, tokens T, dtype, rngs) -> the `Mlp` or `MoE` of that block.
+      position: "learned" embeddings, or fixed "sincos" ones, which need fewer steps.
       pool: "cls" reads the class off an extra learned token, "mean" off the mean of all tokens.
       dropout: rate after attention and feed-forward, and on the embedded tokens.
       dtype: of the computation; parameters, router, norms' statistics and logits are float32.
@@ -84,6 +85,7 @@ class VisionTransformer(nnx.Module):
         heads: int,
         feed_forward: Callable[..., nnx.Module],
         pool: str,
+        position: str,
         dropout: float,
         dtype,
         rngs: nnx.Rngs,
@@ -94,6 +96,10 @@ class VisionTransformer(nnx.Module):
             raise ValueError(f"num_heads {heads} does not divide width {width}")
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
+        if position not in ("learned", "sincos"):
+            raise ValueError(f"position must be 'learned' or 'sincos', not {position!r}")
+        if position == "sincos" and width % 4:
+            raise ValueError(f"position 'sincos' needs a width divisible by 4, not {width}")
         patches = (image_size // patch_size) ** 2
         tokens = patches + (pool == "cls")
         patch = (patch_size, patch_size)
@@ -101,7 +107,9 @@ class VisionTransformer(nnx.Module):
             channels, width, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
         )
         small = nnx.initializers.normal(0.02)
-        self.position = nnx.Param(small(rngs.params(), (1, tokens, width), jnp.float32))
+        self.position = None
+        if position == "learned":
+            self.position = nnx.Param(small(rngs.params(), (1, tokens, width), jnp.float32))
         self.cls = nnx.Param(jnp.zeros((1, 1, width))) if pool == "cls" else None
         self.blocks = nnx.List(
             Block(
@@ -125,11 +133,14 @@ class VisionTransformer(nnx.Module):
         if key is not None:
             keys = list(jax.random.split(key, len(keys)))
         x = self.embed(images)
+        if self.position is None:
+            x += sincos_positions(*x.shape[1:]).astype(x.dtype)
         x = x.reshape(len(images), -1, x.shape[-1])
         if self.cls is not None:
             first = jnp.broadcast_to(self.cls[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
             x = jnp.concatenate([first, x], axis=1)
-        x += self.position[...].astype(x.dtype)
+        if self.position is not None:
+            x += self.position[...].astype(x.dtype)
         x = self.dropout(x, deterministic=keys[-1] is None, rngs=keys[-1])
         reports = {}
         for i, block in enumerate(self.blocks):
@@ -139,3 +150,12 @@ class VisionTransformer(nnx.Module):
         x = self.norm(x)
         x = x.mean(1) if self.cls is None else x[:, 0]
         return Output(self.head(x.astype(jnp.float32)), reports)
+
+
+def sincos_positions(height: int, width: int, dim: int) -> jax.Array:
+    """Sines and cosines of a patch's row and column, [height, width, dim] (Vaswani et al. 2017,
+    section 3.5, in two dimensions as in Beyer et al. 2022, "Better plain ViT baselines")."""
+    frequency = 1e4 ** -jnp.linspace(0, 1, dim // 4)
+    y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    angles = jnp.concatenate([y[..., None] * frequency, x[..., None] * frequency], -1)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)

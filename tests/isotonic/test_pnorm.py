@@ -96,7 +96,7 @@ def test_both_solvers_at_p_2(magnitude):
 
 
 @problems
-@norms
+@pytest.mark.parametrize("p", [1.5, 4 / 3, 3.0])
 def test_derivatives_equal_finite_differences(p, magnitude):
     with jax.enable_x64(True):
         s = jnp.asarray(scores(magnitude, seed=2))
@@ -111,13 +111,14 @@ def test_derivatives_equal_finite_differences(p, magnitude):
 
 
 @problems
-@norms
+@pytest.mark.parametrize("p", [4 / 3, 3.0])
 def test_derivatives_of_the_relaxed_top_k_of_float32(p, magnitude):
     """Through y = ((s - v)/lam)^(q-1), with w = 1_k, where d = 0 on the tail."""
     s, w, lam = scores(magnitude, seed=3)[0], WEIGHTS["top-k"], 1.5
     exponent = conjugate_exponent(p)
     weights = np.cos(1.7 * np.arange(N))
 
+    @jax.jit
     def loss(s, lam):
         d = jnp.maximum(s - solve(s, w.astype(s.dtype), lam, p, magnitude), 1e-20) / lam
         return (weights.astype(s.dtype) * d**exponent).sum()
@@ -130,7 +131,7 @@ def test_derivatives_of_the_relaxed_top_k_of_float32(p, magnitude):
 
 
 @problems
-@norms
+@pytest.mark.parametrize("p", [4 / 3, 3.0])
 def test_finite_on_degenerate_rows_and_scales(p, magnitude):
     rows = np.asarray([[2, 2, 2, 1, 1, 1, 0, 0], [1] * N, [0] * N, [7, 3, 2, 1, 0, 0, 0, 0]], float)
 
@@ -148,7 +149,7 @@ def test_finite_on_degenerate_rows_and_scales(p, magnitude):
                 assert all(jnp.isfinite(a).all() for a in jax.tree.leaves(out)), (w, scale, lam)
 
 
-@pytest.mark.parametrize("p", [2.0, 4 / 3, 3.0])
+@pytest.mark.parametrize("p", [2.0, 4 / 3])
 def test_absent_items_take_no_part(p):
     s = jnp.asarray([3.0, 2.5, 2.4, 1.0, 0.5, *[-jnp.inf] * 3])
     for k in (2, 6):  # also more than there are items
@@ -162,13 +163,13 @@ def test_absent_items_take_no_part(p):
         expected = s[:5] - isotonic_pnorm(s[:5], w[:5], p=p)
         np.testing.assert_allclose(got[:5], expected, atol=1e-6)
         assert (got[5:] == 0).all()
-        jacobian = jax.jacrev(differences)(s)
+        jacobian = jax.jit(jax.jacrev(differences))(s)
         assert jnp.isfinite(jacobian).all()
         assert (jacobian[5:] == 0).all() and (jacobian[:, 5:] == 0).all()
     assert (isotonic_pnorm(jnp.full(4, -jnp.inf), jnp.ones(4), p=p) == -jnp.inf).all()
 
 
-@pytest.mark.parametrize("p", [4 / 3, 3.0])
+@pytest.mark.parametrize("p", [4 / 3])
 @problems
 def test_batches_and_strengths_equal_rows(p, magnitude):
     s = jnp.asarray(scores(magnitude, seed=4, shape=(2, 3, N)), jnp.float32)
@@ -184,7 +185,8 @@ def test_batches_and_strengths_equal_rows(p, magnitude):
 
 @problems
 def test_mass_is_kept_on_a_long_float32_row(magnitude):
-    s = scores(magnitude, seed=5, shape=(20_000,)).astype(np.float32) + np.float32(100)
+    s = scores(magnitude, seed=5, shape=(20_000,)).astype(np.float32)
+    s = s if magnitude else s + np.float32(100)
     w = (np.arange(s.size) < 2_000).astype(np.float32)
     v = np.asarray(solve(s, w, 1.0, 4 / 3, magnitude), np.float64)
     weighted = w * v if magnitude else w

@@ -35,7 +35,7 @@ solvers = pytest.mark.parametrize("solver", sorted(SOLVERS))
 def test_equals_scipy_and_sklearn(solver, name, increasing, weights):
     y, w = ROWS[name].astype(np.float32), WEIGHTS[weights]
     v = isotonic_regression(y, w, increasing=increasing, solver=solver)
-    atol = ATOL[solver] if solver in ATOL else ATOL["pav"]
+    atol = ATOL.get(solver, ATOL["pav"])
     expected = optimize.isotonic_regression(y, weights=w, increasing=increasing).x
     np.testing.assert_allclose(v, expected, atol=atol)
     expected = sklearn_regression(y, sample_weight=w, increasing=increasing)

@@ -1,0 +1,35 @@
+# `make train` and `make test` do everything on a machine that has only Python >= 3.11.
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/digits
+BIN := $(VENV)/bin
+
+.PHONY: train test test-slow lint clean
+
+train: $(VENV)/.installed
+	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
+	$(BIN)/python eval.py --workdir=$(WORKDIR)
+
+test: $(VENV)/.tested lint
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+test-slow: $(VENV)/.tested
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit( \
+	  f"permoe needs Python 3.11 or newer, this is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@

@@ -1,0 +1,39 @@
+"""A small model on the embedded digits, shared by the tests of `moe`."""
+
+import pytest
+
+from moe import cli, config
+
+TINY = {
+    "num_steps": "24",
+    "batch_size": "16",
+    "model.width": "16",
+    "model.depth": "2",
+    "model.mlp_dim": "32",
+    "model.num_heads": "2",
+    "model.patch_size": "4",
+    "moe.layers": "1",
+    "moe.num_experts": "4",
+    "moe.expert_dim": "16",
+    "optimizer.warmup_steps": "2",
+    "eval.every": "12",
+    "eval.batch_size": "64",
+    "log.every": "5",
+    "checkpoint.every": "4",
+}
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def tiny(data_dir):
+    """Returns a function: the tiny config with overrides, as text."""
+
+    def make(**overrides):
+        dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+        return cli.apply(config.default(), TINY | {"data.data_dir": str(data_dir)} | dotted)
+
+    return make
