@@ -96,7 +96,8 @@ class MagnitudeLink:
     """h = min( ((a - tau)_+/lam)^(q-1) / tau, 1 ) for a = |x| >= 0 and tau > 0: top-k in magnitude.
 
     With y the regularised solution on a coordinate, h = y/tau where the coordinate is shrunk, and
-    1 where it is kept whole.
+    1 where it is kept whole. Computed as the mask's link of width lam tau^(p-1), whose powers stay
+    in the float range at every scale of a.
     """
 
     p: float
@@ -109,12 +110,17 @@ class MagnitudeLink:
         return jnp.zeros_like(high), high
 
     def terms(self, gap, tau, lam) -> Terms:
-        tau = jnp.maximum(tau, jnp.finfo(gap.dtype).tiny)
-        u = gap / lam
-        inside = u > 0
-        v = jnp.where(inside, u, 1)
-        y = power(v, self.exponent)
-        inside &= y < tau
-        h = jnp.where(inside, jnp.where(inside, y, 0) / tau, u > 0)
-        slope = jnp.where(inside, power_slope(v, self.exponent) / lam / tau, 0)
-        return Terms(h, slope, -slope - jnp.where(inside, h / tau, 0), -slope * v)
+        tiny = jnp.finfo(gap.dtype).tiny
+        tau = jnp.maximum(tau, tiny)
+        root = power(tau, (self.p - 1) / 2)  # the power itself may overflow where width does not
+        width = lam * root * root
+        positive = gap > 0
+        u = jnp.where(positive, gap / width, 0)
+        inside = positive & (u < 1)
+        v = jnp.where(inside, u, 0.5)
+        # y >= tiny, so that a root tau below it is found at it, with h > 0 wherever a > tau.
+        h = jnp.where(inside, jnp.maximum(power(v, self.exponent), tiny / tau), positive)
+        # Bounded: sums of slopes over the row must not overflow either.
+        slope = jnp.minimum(power_slope(v, self.exponent) / width, jnp.finfo(gap.dtype).max / 1e8)
+        slope = jnp.where(inside, slope, 0)
+        return Terms(h, slope, -slope - jnp.where(inside, h / tau, 0), -slope * v * root * root)

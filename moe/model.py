@@ -7,9 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from moe.config import flatten
 from moe.dispatch import DISPATCHES
 from moe.errors import UsageError
 from moe.layers import Mlp, MoE
+from moe.optimizer import OPTIMIZERS, SCHEDULES
+from moe.step import LOSSES
 from moe.vit import SIZES, VisionTransformer
 from routers import ROUTERS
 
@@ -20,12 +23,8 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
     Raises:
       UsageError: a setting names something that does not exist, or the settings do not fit.
     """
+    check_names(config)
     model, moe, data = config.model, config.moe, config.data
-    _one_of("model.name", model.name, ["vit"])
-    _one_of("model.size", model.size, list(SIZES))
-    _one_of("model.dtype", model.dtype, ["float32", "bfloat16"])
-    _one_of("router.name", config.router.name, list(ROUTERS))
-    _one_of("moe.dispatch", moe.dispatch, list(DISPATCHES))
     explicit = (model.width, model.depth, model.mlp_dim, model.num_heads)
     width, depth, mlp_dim, heads = (
         mine or named for mine, named in zip(explicit, SIZES[model.size], strict=True)
@@ -78,6 +77,27 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
         raise UsageError(str(error)) from error
 
 
+def check_names(config: ConfigDict) -> None:
+    """Raises UsageError where a setting names what does not exist; needs no data."""
+    for key, known in {
+        "model.name": ["vit"],
+        "model.size": list(SIZES),
+        "model.dtype": ["float32", "bfloat16"],
+        "router.name": list(ROUTERS),
+        "moe.dispatch": list(DISPATCHES),
+        "loss": list(LOSSES),
+        "optimizer.name": list(OPTIMIZERS),
+        "optimizer.schedule": list(SCHEDULES),
+    }.items():
+        value = flatten(config)[key]
+        if value not in known:
+            close = difflib.get_close_matches(value, known, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UsageError(
+                f"config.{key}={value!r} is unknown; expected {', '.join(known)}{hint}"
+            )
+
+
 def moe_layers(spec: str, depth: int) -> frozenset[int]:
     """Returns the numbers of the blocks with experts, counted from 0.
 
@@ -114,10 +134,3 @@ def count_parameters(params, active_share: float = 1.0) -> int:
         share = active_share if "experts" in jax.tree_util.keystr(path) else 1
         total += round(leaf.size * share)
     return total
-
-
-def _one_of(key: str, value: str, known: list[str]) -> None:
-    if value not in known:
-        close = difflib.get_close_matches(value, known, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UsageError(f"config.{key}={value!r} is unknown; expected {', '.join(known)}{hint}")

@@ -14,10 +14,6 @@ def build_schedule(config: ConfigDict) -> optax.Schedule:
     """Linear warmup to the peak, then cosine or linear decay to 0, 1/sqrt(step), or constant."""
     section = config.optimizer
     peak, warmup, steps = section.learning_rate, section.warmup_steps, config.num_steps
-    if section.schedule not in SCHEDULES:
-        raise UsageError(
-            f"config.optimizer.schedule={section.schedule!r} is unknown; expected {SCHEDULES}"
-        )
     if not 0 <= warmup < max(steps, 1):
         raise UsageError(
             f"config.optimizer.warmup_steps={warmup} must be at least 0 and below num_steps={steps}"
@@ -36,10 +32,6 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Global-norm clipping, then adamw, sgd with momentum, or adafactor."""
     section = config.optimizer
     rate, decay = build_schedule(config), section.weight_decay
-    if section.name not in OPTIMIZERS:
-        raise UsageError(
-            f"config.optimizer.name={section.name!r} is unknown; expected {OPTIMIZERS}"
-        )
     optimizer = {
         "adamw": lambda: optax.adamw(
             rate, section.b1, section.b2, weight_decay=decay, mask=decayed

@@ -18,7 +18,8 @@ PERCENT = {"accuracy", "top5_accuracy", "calibration_error", "largest_share", "d
 def print_tables(title: str, values: dict[str, float], layers: dict[int, dict[str, float]]) -> None:
     """The scalars of an evaluation, and a row of routing for each layer of experts."""
     console = Console(highlight=False)
-    table = Table("", "", title=title, show_header=False, title_justify="left")
+    print(title)
+    table = Table("", "", show_header=False)
     for name, value in values.items():
         table.add_row(name.replace("_", " "), _text(name, value))
     console.print(table)

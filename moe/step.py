@@ -30,10 +30,15 @@ def example_losses(config: ConfigDict, logits, batch, smoothing: float = 0.0) ->
     return optax.softmax_cross_entropy(logits, targets)
 
 
+def main_label(batch) -> jax.Array:
+    """The label of each example, [B]; under mixup the heavier of the two."""
+    if "mix" not in batch:
+        return batch["label"]
+    return jnp.where(batch["mix"] >= 0.5, batch["label"], batch["label_mixed"])
+
+
 def initial_state(config: ConfigDict, params, optimizer: optax.GradientTransformation) -> State:
     """The state before the first step."""
-    if config.loss not in LOSSES:
-        raise UsageError(f"config.loss={config.loss!r} is unknown; expected {', '.join(LOSSES)}")
     step = jnp.zeros((), jnp.int32)
     state = {"step": step, "params": params, "opt_state": optimizer.init(params)}
     if config.optimizer.ema_decay:
@@ -57,7 +62,7 @@ def make_train_step(
     def loss(params, batch, key):
         out: Output = nnx.merge(graphdef, params)(batch["image"], train=True, key=key)
         losses = example_losses(config, out.logits, batch, config.optimizer.label_smoothing)
-        correct = (out.logits.argmax(-1) == batch["label"]).sum().astype(jnp.float32)
+        correct = (out.logits.argmax(-1) == main_label(batch)).sum().astype(jnp.float32)
         sums = {"loss": losses.sum(), "correct": correct, "aux_loss": out.aux_loss * len(losses)}
         return losses.mean() + out.aux_loss, sums | traffic(out, len(losses))
 
@@ -88,7 +93,7 @@ def make_train_step(
             new["ema"] = optax.incremental_update(
                 params, state["ema"], 1 - config.optimizer.ema_decay
             )
-        return new, sums | {"steps": jnp.ones(()), "grad_norm": optax.global_norm(grads)}
+        return new, sums | {"steps": jnp.ones(()), "grad_norm": optax.tree.norm(grads)}
 
     return train_step
 

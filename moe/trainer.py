@@ -13,7 +13,7 @@ from moe import config as configs
 from moe.checkpoint import BEST_METRIC, Checkpoints
 from moe.errors import UsageError
 from moe.evaluate import evaluate, routing_table, scalars
-from moe.model import count_parameters
+from moe.model import check_names, count_parameters
 from moe.progress import Progress
 from moe.records import Records, read
 from moe.run import Run, open_source, set_up
@@ -29,6 +29,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     Raises:
       UsageError: before any file is touched, if the config cannot run or `workdir` holds another.
     """
+    check_names(config)  # before a data set is read, or prepared
     train_source = open_source(config, config.data.train_split)
     eval_source = open_source(config, config.data.eval_split)
     run = set_up(config, train_source)

@@ -107,9 +107,12 @@ class VisionTransformer(nnx.Module):
             channels, width, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
         )
         small = nnx.initializers.normal(0.02)
-        self.position = None
-        if position == "learned":
-            self.position = nnx.Param(small(rngs.params(), (1, tokens, width), jnp.float32))
+        embedding = (1, tokens, width)
+        self.position = (
+            nnx.Param(small(rngs.params(), embedding, jnp.float32))
+            if position == "learned"
+            else None
+        )
         self.cls = nnx.Param(jnp.zeros((1, 1, width))) if pool == "cls" else None
         self.blocks = nnx.List(
             Block(

@@ -72,7 +72,8 @@ def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis
     x, k, lam, restore = _rows(x, k, strength, p, axis)
     sign, a = jnp.sign(x), jnp.abs(x)
     if solver == "threshold":
-        h, tau = threshold(MagnitudeLink(float(p)), a, k, lam)
+        # Zeros are absent: with fewer than k others the root is tau = 0, far for a bisection.
+        h, tau = threshold(MagnitudeLink(float(p)), jnp.where(a > 0, a, -jnp.inf), k, lam)
         # y = h tau and lam y^(p-1) = a - tau where 0 < h < 1.
         out = jnp.where(h < 1, jnp.where(h > 0, h * tau + (a - tau), 0), a)
     else:

@@ -41,11 +41,14 @@ def exact_threshold(x, k, lam, p, magnitude=False):
 
 
 def _bisect(gap, base, low, high, k, lam, p, magnitude, steps):
-    """Where the selections of `gap` - t, at the threshold `base` + t, fall below a sum of k."""
+    """Where the selections of `gap` - t, at the threshold `base` + t, add up to k."""
+    middle = low + (high - low) / 2
     for _ in range(steps):
+        total = selection(gap - middle, base + middle, lam, p, magnitude).sum()
+        if total == k:  # a hard row has an interval of roots; at its ends out is least certain
+            break
+        low, high = (middle, high) if total > k else (low, middle)
         middle = low + (high - low) / 2
         if not low < middle < high:
             break
-        above = selection(gap - middle, base + middle, lam, p, magnitude).sum() > k
-        low, high = (middle, high) if above else (low, middle)
-    return low + (high - low) / 2
+    return middle

@@ -3,6 +3,7 @@
 import pytest
 
 from moe import cli, config
+from moe.trainer import train
 
 TINY = {
     "num_steps": "24",
@@ -37,3 +38,11 @@ def tiny(data_dir):
         return cli.apply(config.default(), TINY | {"data.data_dir": str(data_dir)} | dotted)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(data_dir, tmp_path_factory):
+    """The directory of a run of the tiny config; tests that change it copy it first."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    train(cli.apply(config.default(), TINY | {"data.data_dir": str(data_dir)}), workdir)
+    return workdir

@@ -100,14 +100,15 @@ def test_dense_counterpart_has_the_flops_of_the_experts(tiny):
 
 @pytest.mark.parametrize("size", ["S", "B", "L", "H"])
 def test_sizes_by_name(size, tiny):
-    """The published parameter counts: ViT paper, table 1 (S: Steiner et al. 2021, table 2)."""
+    """Millions of parameters: 86, 307 and 632 in the ViT paper, table 1; 22 for S."""
     names = {"width": "0", "depth": "0", "mlp_dim": "0", "num_heads": "0", "patch_size": "16"}
     overrides = {f"model__{key}": value for key, value in names.items()}
     config = tiny(model__size=size, moe__layers="none", **overrides)
     config.data.update({"image_size": 224, "channels": 3, "num_classes": 1000})
     model = nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    assert round(count / 1e6) == {"S": 22, "B": 87, "L": 304, "H": 633}[size]
+    published = {"S": 22, "B": 86, "L": 307, "H": 632}[size]
+    assert count / 1e6 == pytest.approx(published, rel=0.01)  # heads and patch sizes differ
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""Compare routers, and the dense model of equal FLOPs, over several seeds: a table, CSV, a plot.
+
+python compare.py --config=configs/digits.py --routers=topk,soft_moe,dense --seeds=5 --out=DIR
+                  [--config.KEY=VALUE ...]
+
+Each run lives in DIR/ROUTER/SEED and can be evaluated by itself; the same command continues.
+"""
+
+import argparse
+import pathlib
+
+from moe import cli
+
+
+def main(argv) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a file of configs/")
+    parser.add_argument("--routers", default="all", help="comma-separated names, 'dense', or 'all'")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 .. SEEDS-1")
+    parser.add_argument("--out", required=True, help="the directory of the comparison")
+    flags, overrides = cli.parse(parser, argv)
+    from moe.comparison import compare  # late: a misspelt flag should not wait for JAX
+
+    names = None if flags.routers == "all" else flags.routers.split(",")
+    compare(flags.config, names, flags.seeds, pathlib.Path(flags.out), overrides)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,145 @@
+"""Derivatives of the top-k operators: closed form, finite differences, and never NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from routers import sparse_topk_magnitude, sparse_topk_mask
+
+P = [2.0, 1.5, 4 / 3, 3.0]
+SOLVERS = [(p, s) for p in P for s in ("threshold", "pav")] + [(2.0, "dykstra")]
+WEIGHTS = np.cos(1.7 * np.arange(8))  # a plain sum of the mask is k: its gradient hides everything
+
+operators = pytest.mark.parametrize(
+    "operator", [sparse_topk_mask, sparse_topk_magnitude], ids=["mask", "magnitude"]
+)
+norms = pytest.mark.parametrize("p", P)
+solvers = pytest.mark.parametrize(("p", "solver"), SOLVERS)
+
+
+def loss(operator, p, solver):
+    def weighted(x, k, strength):
+        y = operator(x, k, p=p, strength=strength, solver=solver)
+        return (jnp.asarray(WEIGHTS[: x.shape[-1]], y.dtype) * y).sum()
+
+    return weighted
+
+
+@operators
+@solvers
+def test_derivatives_equal_central_differences(p, solver, operator):
+    """In x, k and strength, forward and reverse, at points away from the kinks of p = 2."""
+    x = np.random.default_rng(6).normal(size=8)
+    point = (x, 2.6, 1.3)
+    with jax.enable_x64(True):
+        f = jax.jit(loss(operator, p, solver))
+        point = tuple(jnp.asarray(a) for a in point)
+        # Differences of size 1e-5: 1e-10 of truncation, 1e-11 of rounding; Dykstra is inexact.
+        tolerance = 1e-4 if solver == "dykstra" else 1e-6
+        if solver != "dykstra":
+            check_grads(f, point, order=1, modes=("fwd", "rev"), rtol=tolerance, atol=tolerance)
+        slopes = jax.grad(f, (0, 1, 2))(*point)
+        step = 1e-3 if solver == "dykstra" else 1e-5  # across which its residual is small
+        for i in range(10):
+            direction = np.zeros(10)
+            direction[i] = step
+            moves = (direction[:8], direction[8], direction[9])
+            up, down = (f(*(a + s * d for a, d in zip(point, moves, strict=True))) for s in (1, -1))
+            slope = np.concatenate([np.ravel(a) for a in slopes])[i]
+            atol = 5e-3 if solver == "dykstra" else tolerance
+            np.testing.assert_allclose(slope, (up - down) / (2 * step), atol=atol)
+
+
+@norms
+def test_jacobian_of_the_mask_is_the_closed_form(p):
+    lam, k = 1.5, 3
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(7).normal(size=8))
+        y = sparse_topk_mask(x, k, p=p, strength=lam)
+        u = y ** (p - 1)
+        inside = (u > 0) & (u < 1)
+        d = jnp.where(inside, jnp.where(inside, u, 1) ** (1 / (p - 1) - 1) / (p - 1) / lam, 0)
+        expected = jnp.diag(d) - jnp.outer(d, d) / d.sum()
+        for derivative in (jax.jacfwd, jax.jacrev):
+            found = derivative(lambda x: sparse_topk_mask(x, k, p=p, strength=lam))(x)
+            np.testing.assert_allclose(found, expected, atol=1e-12)
+            np.testing.assert_allclose(found, found.T, atol=1e-12)
+            np.testing.assert_allclose(found.sum(-1), 0, atol=1e-12)
+
+
+ROWS = {
+    "ties": [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5],
+    "equal": [0.7] * 8,
+    "zeros": [0] * 8,
+    "absent": [1, -np.inf, 0.5, -np.inf, 0.2, 0.1, -np.inf, 3],
+    "mostly absent": [1, *[-np.inf] * 7],
+    "already hard": [9, 8, 7, 1, 0.5, 0, -1, -2],
+    "touching": [3, 2, 1, 0, -1, -2, -3, -4],  # gaps of exactly the strength
+    "outlier": [1e30, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4],
+    "huge": list(1e30 * np.linspace(1, -1, 8)),
+    "tiny": list(1e-30 * np.linspace(1, -1, 8)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@operators
+@solvers
+def test_finite_on_degenerate_rows(p, solver, operator, dtype):
+    if solver == "dykstra" and dtype == np.float64:
+        pytest.skip("the same code as in float32, thousands of sweeps more")
+    rows = [row for row in ROWS.values() if operator is sparse_topk_mask or np.isfinite(row).all()]
+    cases = [(row, k, lam) for row in rows for k in (1, 3, 3.5, 8) for lam in (1e-3, 1, 1e3)]
+    x, k, lam = (np.asarray(a, dtype) for a in zip(*cases, strict=True))
+    with jax.enable_x64(dtype == np.float64):
+
+        @jax.jit
+        def everything(x, k, lam):
+            def one(*point):
+                f = loss(operator, p, solver)
+                ones = tuple(jnp.ones_like(a) for a in point)
+                return jax.value_and_grad(f, (0, 1, 2))(*point), jax.jvp(f, point, ones)
+
+            return jax.vmap(one)(x, k, lam)
+
+        for leaf in jax.tree.leaves(everything(x, k, lam)):
+            finite = np.isfinite(leaf).reshape(len(cases), -1).all(-1)
+            assert finite.all(), [cases[i] for i in np.nonzero(~finite)[0]][:5]
+
+
+@pytest.mark.parametrize("p", [2.0, 3.0])
+def test_gradients_of_magnitude_do_not_depend_on_the_scale(p):
+    """out(c x; lam c^(2-p)) = c out(x; lam), so its Jacobian is that at scale 1, also in float32.
+
+    A slope floored at an absolute u = eps was wrong for p = 3 below |x| = 1e-4.
+    """
+    x, lam = np.random.default_rng(8).normal(size=8), 1.5
+
+    def jacobian(scale):
+        strength = lam * scale ** (2 - p)
+        f = jax.jacrev(lambda x: sparse_topk_magnitude(x, 3, p=p, strength=strength))
+        return f(jnp.asarray(scale * x, jnp.float32))
+
+    for scale in (1e-6, 1e-3, 1e3):
+        np.testing.assert_allclose(jacobian(scale), jacobian(1.0), atol=2e-4)
+
+
+@operators
+def test_every_transformation_gives_the_same_gradient(operator):
+    x = jnp.asarray(np.random.default_rng(9).normal(size=(3, 8)), jnp.float32)
+    gradient = jax.grad(lambda x: loss(operator, 4 / 3, "threshold")(x, 2.5, 1.0))
+    expected = jnp.stack([gradient(row) for row in x])
+    ways = (
+        jax.jit(jax.vmap(gradient)),
+        jax.jit(lambda x: jax.lax.map(gradient, x)),
+        jax.jit(
+            jax.grad(
+                lambda x: jax.checkpoint(
+                    jax.vmap(lambda row: loss(operator, 4 / 3, "threshold")(row, 2.5, 1.0))
+                )(x).sum()
+            )
+        ),
+    )
+    for way in ways:
+        np.testing.assert_allclose(way(x), expected, atol=1e-5)  # sums in another order
