@@ -49,7 +49,7 @@ def threshold(link: Link, x, k, lam) -> Threshold:
       The selections `h` and the threshold `tau`.
 
     The error in h is that of one summation, whatever max|x|/lam: tau is carried as the unevaluated
-    sum of two floats, so that x - tau keeps its digits.
+    sum of two floats, so that x - tau keeps its digits, as long as eps^2 |tau| is small beside lam.
 
     Derivative, forward and reverse, by the implicit function theorem:
       d tau = (dk - \sum_i (h_x dx + h_lam d lam)_i) / \sum_i (h_tau)_i,

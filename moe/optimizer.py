@@ -1,6 +1,7 @@
 """The optax chain and the learning-rate schedule of a config."""
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -21,7 +22,9 @@ def build_schedule(config: ConfigDict) -> optax.Schedule:
     after = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, steps - warmup),
         "linear": lambda: optax.linear_schedule(peak, 0.0, steps - warmup),
-        "rsqrt": lambda: lambda count: peak * (max(warmup, 1) / (count + max(warmup, 1))) ** 0.5,
+        "rsqrt": lambda: (
+            lambda count: peak * jax.lax.rsqrt(1 + jnp.maximum(count, 0) / max(warmup, 1))
+        ),
         "constant": lambda: optax.constant_schedule(peak),
     }[section.schedule]()
     ramp = optax.linear_schedule(0.0, peak, warmup)

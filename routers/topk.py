@@ -58,8 +58,11 @@ def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
 def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
     r"""Relaxed top-k in magnitude: x with all but its largest entries in magnitude shrunk to 0.
 
-    The gradient in x of  max_{0 <= y <= 1, \sum y = k}  <x^2/2, y>, smoothed with (lam/p)||.||_p^p:
-    entries well above the rest come back unchanged, those well below are exactly 0, and those in
+    sign(x) (y + lam y^(p-1)) = sign(x) (y + |x| - u), with y = ((|x| - u)/lam)^(q-1) and u of
+
+      min_u  || |x| - u ||_q^q / (q lam^(q-1)) + max_{0 <= m <= 1, \sum m = k} <u^2/2, m>.
+
+    Entries well above the rest come back unchanged, those well below are exactly 0, and those in
     between are shrunk. Hard top-k where |x|_(k) >= |x|_(k+1) + lam |x|_(k+1)^(p-1).
 
     Arguments, errors and derivatives as for `sparse_topk_mask`, except that x must be finite.

@@ -79,9 +79,8 @@ def generic_magnitude(x, k, p, lam):
 def test_equals_a_generic_solver(p, solver, operator):
     x, k, strength = scores((3, 7), seed=1), np.asarray([2, 3, 2.4]), np.asarray([0.3, 1.5, 0.8])
     generic = generic_mask if operator is sparse_topk_mask else generic_magnitude
-    expected = np.stack(
-        [generic(*case[:2], p, case[2]) for case in zip(x, k, strength, strict=True)]
-    )
+    cases = zip(x, k, strength, strict=True)
+    expected = np.stack([generic(row, row_k, p, lam) for row, row_k, lam in cases])
     with jax.enable_x64(True):
         found = jitted(operator, p, solver, jnp.asarray(x), k, strength)
     # SLSQP stops when the objective is flat, to 1e-15: a power 1/q of it away.
@@ -109,17 +108,17 @@ def test_solvers_agree_with_the_exact_root(p, solver, operator):
 @operators
 def test_axes_batches_and_dtypes(operator):
     x, k = jnp.asarray(scores((2, 5, 3), seed=3), jnp.float32), jnp.asarray([[1.0, 2, 3]] * 2)
-    expected = jnp.stack([operator(x[:, :, j], k[0, j]) for j in range(3)], axis=2)
-    np.testing.assert_allclose(operator(x, k, axis=1), expected, atol=1e-6)
-    np.testing.assert_allclose(operator(x, k, axis=-2), expected, atol=1e-6)
+    along = jax.jit(operator, static_argnames="axis")
+    rows = along(x.swapaxes(1, 2), k)
+    np.testing.assert_allclose(along(x, k, axis=1), rows.swapaxes(1, 2), atol=1e-6)
     for dtype, atol in ((jnp.bfloat16, 2**-7), (jnp.float16, 2**-9)):  # half a unit, values < 4
         rounded = x.astype(dtype)
-        found = operator(rounded, 2)
+        found = along(rounded, k, axis=-2)
         assert found.dtype == dtype
-        wide = operator(rounded.astype(jnp.float32), 2)
+        wide = along(rounded.astype(jnp.float32), k, axis=-2)
         np.testing.assert_allclose(found.astype(jnp.float32), wide, atol=atol)
     with jax.enable_x64(True):
-        assert operator(jnp.ones(3, jnp.float64), 2).dtype == jnp.float64
+        assert jax.eval_shape(lambda: operator(jnp.ones(3, jnp.float64), 2)).dtype == jnp.float64
 
 
 @norms
@@ -162,7 +161,9 @@ def test_permutations_signs_and_absent_entries(p, operator):
         assert (jitted(operator, p, "threshold", -x, 4, 2.0) == -y).all()
     else:
         found = jitted(operator, p, "threshold", jnp.where(order < 8, -jnp.inf, x), 4, 2.0)
-        np.testing.assert_allclose(found[order >= 8], operator(x[order >= 8], 4, p=p, strength=2.0))
+        np.testing.assert_allclose(
+            found[order >= 8], jitted(operator, p, "threshold", x[order >= 8], 4, 2.0), atol=1e-6
+        )
         assert (found[order < 8] == 0).all()
 
 

@@ -1,0 +1,73 @@
+"""Every shipped config builds, sparse and dense, and takes a step at a shrunken size."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe import cli
+from moe.data import from_arrays
+from moe.evaluate import evaluate, scalars
+from moe.model import build_model, count_parameters
+from moe.run import set_up
+from moe.step import make_train_step
+
+CONFIGS = sorted(pathlib.Path("configs").glob("[!_]*.py"))
+SHRUNK = {
+    "num_steps": "20",
+    "batch_size": "64",
+    "data.image_size": "16",
+    "model.width": "16",
+    "model.depth": "4",
+    "model.mlp_dim": "32",
+    "model.num_heads": "2",
+    "model.patch_size": "4",
+    "moe.expert_dim": "16",
+    "optimizer.warmup_steps": "2",
+    "eval.batch_size": "64",
+}
+
+
+def source(channels: int):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (70, 20, 20, channels), np.uint8)
+    names = tuple(f"class {i}" for i in range(7))
+    return from_arrays(images, np.arange(70) % 7, names)
+
+
+def test_there_are_configs():
+    names = {file.stem for file in CONFIGS}
+    assert names >= {"digits", "fashion_mnist", "cifar100", "vmoe_s32_imagenet"}
+
+
+@pytest.mark.parametrize("dense", ["false", "true"])
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_builds_and_takes_a_step(file, dense):
+    config = cli.load_config(str(file), SHRUNK | {"moe.dense": dense})
+    data = source(1 if file.stem in ("digits", "fashion_mnist") else 3)
+    run = set_up(config, data)
+    step = jax.jit(make_train_step(run.config, run.graphdef, run.optimizer))
+    state = run.initial_state()
+    batches = run.train_batches(data, 0)
+    for _ in range(2):  # the first step of a warmup has rate 0
+        new, sums = step(state, run.put(next(batches)))
+        before, state = state, new
+    assert np.isfinite(float(sums["loss"])) and float(sums["grad_norm"]) > 0
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), before["params"], state["params"])
+    assert any(jax.tree.leaves(changed))
+    total = evaluate(run.eval_step(), state["params"], run.eval_batches(data), run.put)
+    assert total["examples"] == 70 and 0 <= scalars(total)["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("vmoe_s32_imagenet", 56.7), ("cifar100", 7.65), ("fashion_mnist", 2.88)]
+)
+def test_full_sizes(name, millions):
+    """The configs as they stand, not shrunk, over 1,000 classes: shapes alone."""
+    config = cli.load_config(f"configs/{name}.py", {})
+    config.data.update({"channels": 3, "num_classes": 1000})
+    config.data.image_size = config.data.image_size or 32
+    model = nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0)))
+    assert count_parameters(nnx.state(model, nnx.Param)) / 1e6 == pytest.approx(millions, rel=0.01)

@@ -1,0 +1,150 @@
+"""What every router promises, whatever it computes. A new line in `ROUTERS` joins by itself."""
+
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from routers import ROUTERS
+
+G, T, D, E = 2, 8, 6, 4
+CAPACITY = 4
+MASK = jnp.asarray([[True] * T, [True] * (T - 3) + [False] * 3])
+X = jnp.asarray(np.random.default_rng(0).normal(size=(G, T, D)), jnp.float32)
+
+routers = pytest.mark.parametrize("name", ROUTERS)
+SETTINGS = [
+    (name, loss)
+    for name, router in ROUTERS.items()
+    for loss in ("importance", "load", "balance", "z")
+    if loss in inspect.signature(router.__init__).parameters
+]
+
+
+def build(name, **settings):
+    return ROUTERS[name](D, E, CAPACITY, **settings, rngs=nnx.Rngs(0))
+
+
+@nnx.jit
+def route(router, x, mask=None, key=None):
+    return router(x, capacity=CAPACITY, mask=mask, key=key)
+
+
+def assert_all_close(a, b, atol):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(left, right, atol=atol)
+
+
+def weighted_sum(routing):
+    """A sum with weights that differ: the plain sum of a softmax has no gradient."""
+    total = routing.aux_loss
+    for a in (routing.weights, routing.mix):
+        if a is not None:
+            total += (jnp.cos(1.7 * jnp.arange(a.size)).reshape(a.shape) * a).sum()
+    return total
+
+
+@routers
+def test_shapes_types_and_signs(name):
+    routing = route(build(name), X)
+    shape = (G, T, E) if routing.mix is None else (G, T, E, CAPACITY)
+    assert routing.weights.shape == shape and routing.weights.dtype == jnp.float32
+    assert jnp.isfinite(routing.weights).all() and (routing.weights >= 0).all()
+    assert (routing.weights > 0).any()
+    assert jnp.shape(routing.aux_loss) == () and jnp.isfinite(routing.aux_loss)
+    assert all(jnp.shape(a) == () for a in routing.metrics.values())
+    if routing.mix is not None:
+        assert routing.mix.shape == shape
+        np.testing.assert_allclose(routing.mix.sum(1), 1, rtol=1e-5)  # a float32 softmax
+    if routing.priority is not None:
+        assert routing.priority.shape == shape
+        ranked = np.sort(routing.priority, axis=1)
+        assert (np.diff(ranked, axis=1) > 0).all()  # no ties: an order of the tokens per expert
+
+
+@routers
+def test_deterministic_without_a_key_and_equal_under_jit(name):
+    router = build(name)
+    compiled, again = route(router, X), route(router, X)
+    assert_all_close(compiled, again, atol=0)
+    assert_all_close(compiled, router(X, capacity=CAPACITY), atol=1e-5)  # other fusions
+
+
+@routers
+@pytest.mark.parametrize("noisy", [False, True])
+def test_gradients_reach_every_parameter_and_the_tokens(name, noisy):
+    key = jax.random.key(0) if noisy else None
+    graph, parameters = nnx.split(build(name), nnx.Param)
+
+    @jax.jit
+    @jax.grad
+    def slopes(inputs):
+        parameters, x = inputs
+        return weighted_sum(nnx.merge(graph, parameters)(x, capacity=CAPACITY, key=key))
+
+    leaves = jax.tree.leaves(slopes((parameters, X)))
+    assert len(leaves) > 1
+    for slope in leaves:
+        assert jnp.isfinite(slope).all() and jnp.abs(slope).max() > 0
+
+
+@routers
+def test_groups_do_not_see_each_other(name):
+    router = build(name)
+    one, other = route(router, X), route(router, X.at[1].mul(-3.0))
+    for field in ("weights", "mix", "priority"):
+        a, b = getattr(one, field), getattr(other, field)
+        assert (a is None) == (b is None)
+        assert a is None or (a[0] == b[0]).all()
+
+
+@routers
+def test_padding_is_invisible(name):
+    router = build(name)
+    one = route(router, X, MASK)
+    other = route(router, jnp.where(MASK[..., None], X, 9.0), MASK)
+    assert (one.weights[~MASK] == 0).all()
+    for field in ("weights", "mix", "aux_loss"):
+        assert_all_close(getattr(one, field), getattr(other, field), atol=1e-6)
+    if one.mix is not None:
+        assert (one.mix[~MASK] == 0).all()
+    nothing = route(router, X, jnp.zeros_like(MASK))
+    assert (nothing.weights == 0).all() and jnp.isfinite(nothing.aux_loss)
+
+
+@routers
+def test_bfloat16_tokens_get_float32_weights(name):
+    router, rounded = build(name), X.astype(jnp.bfloat16)
+    routing = route(router, rounded)
+    assert routing.weights.dtype == jnp.float32
+    expected = route(router, rounded.astype(jnp.float32))
+    np.testing.assert_allclose(routing.weights, expected.weights, atol=1e-6)
+
+
+@routers
+@pytest.mark.parametrize("k", [E + 1, 0, -1])
+def test_impossible_k_names_both(name, k):
+    with pytest.raises(ValueError, match=re.escape(f"num_experts={E};") + f".*{k}"):
+        build(name, k=k)
+
+
+@pytest.mark.parametrize(("name", "loss"), SETTINGS)
+def test_every_auxiliary_loss_trains_the_router(name, loss):
+    others = {other: 0.0 for router, other in SETTINGS if router == name}
+    graph, parameters = nnx.split(build(name, **{**others, loss: 1.0}), nnx.Param)
+
+    @jax.jit
+    @jax.value_and_grad
+    def aux(parameters):
+        router = nnx.merge(graph, parameters)
+        return router(X, capacity=CAPACITY, key=jax.random.key(0)).aux_loss
+
+    value, slopes = aux(parameters)
+    assert jnp.isfinite(value) and value > 0
+    assert all(jnp.isfinite(a).all() for a in jax.tree.leaves(slopes))
+    assert jnp.abs(slopes["kernel"][...]).max() > 1e-6
