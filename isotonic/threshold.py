@@ -67,6 +67,7 @@ def _threshold(link, x, k, lam):
     real = x > -jnp.inf
     n = real.sum(-1, keepdims=True)
     low, high, start = _bracket(link, x, real, n, k, lam)
+    low = jnp.where(k < n, low, jnp.inf)  # an empty bracket: nothing to search, all are selected
     zero = jnp.zeros_like(start)
     first = _search(link, x, zero, k, lam, low, high, start)
     # Again from there: x - tau is exact for the x near tau, so the second root, small, corrects

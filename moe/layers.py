@@ -90,10 +90,10 @@ class MoE(nnx.Module):
         x_GTD = x_BTD.reshape(batch // self.group_size, self.group_size * tokens, dim)
         if mask is not None:
             mask = jnp.repeat(mask, tokens).reshape(x_GTD.shape[:2])
-        capacity = self.capacity if train else self.eval_capacity
         noise, drop = (None, None) if key is None else jax.random.split(key)
-        routing = self.router(x_GTD, capacity=capacity, mask=mask, key=noise)
+        routing = self.router(x_GTD, mask=mask, key=noise)
         experts = functools.partial(self.experts, key=drop)
+        capacity = self.capacity if train else self.eval_capacity
         out = DISPATCHES[self.dispatch](x_GTD, routing, experts, capacity)
         weights = routing.weights if routing.mix is None else routing.weights.sum(-1)
         report = LayerReport(

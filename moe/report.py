@@ -104,4 +104,4 @@ def _text(name: str, value) -> str:
         return f"{value}"
     if name in PERCENT:
         return f"{value:.2%}"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4f}"
+    return f"{value:,.0f}" if name.endswith("per_second") else f"{value:.4f}"

@@ -1,6 +1,7 @@
 """Trains a config in a directory, from where the directory's last checkpoint left off."""
 
 import contextlib
+import os
 import pathlib
 import signal
 import sys
@@ -37,8 +38,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     step_fn = make_train_step(run.config, run.graphdef, run.optimizer)
     batch = next(run.train_batches(train_source, 0))
     like = _initial(run, step_fn, batch)
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(configs.to_json(run.config))
+    _open_workdir(run.config, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     state, start = _resume(checkpoints, like)
     _announce(run, workdir, start)
@@ -131,6 +131,17 @@ def _check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
             )
     elif workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; expected a directory")
+
+
+def _open_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Makes the directory and writes its config.json, whole or not at all."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        fresh = workdir / "config.json.new"
+        fresh.write_text(configs.to_json(config))
+        os.replace(fresh, workdir / "config.json")
+    except OSError as error:
+        raise UsageError(f"cannot write to --workdir={workdir}: {error.strerror}") from error
 
 
 def _announce(run: Run, workdir: pathlib.Path, start: int) -> None:

@@ -30,13 +30,13 @@ class ExpertChoice(Router):
         rngs: nnx.Rngs,
     ):
         super().__init__(dim, num_experts, k=k, rngs=rngs)
-        self.z = z
+        self.capacity, self.z = capacity, z
 
-    def __call__(self, x_GTD, *, capacity: int, mask=None, key=None) -> Routing:
+    def __call__(self, x_GTD, *, mask=None, key=None) -> Routing:
         logits = self.logits(x_GTD)
         probs = masked(jax.nn.softmax(logits, axis=-1), mask)
         # By index, not by comparison with the C-th score: ties must not give more than C.
-        picked = jax.lax.top_k(probs.swapaxes(1, 2), capacity)[1]
+        picked = jax.lax.top_k(probs.swapaxes(1, 2), self.capacity)[1]
         chosen = jax.nn.one_hot(picked, probs.shape[1], dtype=bool).any(2).swapaxes(1, 2)
         return Routing(
             weights=jnp.where(chosen, probs, 0), aux_loss=self.z * losses.z_loss(logits, mask)
@@ -71,12 +71,12 @@ class SparseExpertChoice(Router):
         rngs: nnx.Rngs,
     ):
         super().__init__(dim, num_experts, k=k, rngs=rngs)
-        self.p, self.strength, self.z = p, strength, z
+        self.capacity, self.p, self.strength, self.z = capacity, p, strength, z
 
-    def __call__(self, x_GTD, *, capacity: int, mask=None, key=None) -> Routing:
+    def __call__(self, x_GTD, *, mask=None, key=None) -> Routing:
         logits = self.logits(x_GTD)
         scores = logits if mask is None else jnp.where(mask[..., None], logits, -jnp.inf)
-        select = sparse_topk_mask(scores, capacity, p=self.p, strength=self.strength, axis=1)
+        select = sparse_topk_mask(scores, self.capacity, p=self.p, strength=self.strength, axis=1)
         return Routing(
             weights=masked(select * jax.nn.softmax(logits, axis=-1), mask),
             aux_loss=self.z * losses.z_loss(logits, mask),

@@ -32,12 +32,15 @@ class Router(nnx.Module):
 
     Contract (tests/routers/test_contract.py holds every entry of `ROUTERS` to it):
       __init__(dim, num_experts, capacity, *, k, <settings with defaults>, rngs): `capacity` is the
-        number of slots that the layer gives each expert in training; `k` the number of experts
-        per token, on average for routers whose experts choose. The keyword defaults are the
-        configuration's: they are written nowhere else.
-      __call__(x_GTD, *, capacity, mask=None, key=None) -> Routing: `mask` [G, T] is False on
-        padding, which gets weight 0 and enters no loss; `key` seeds training noise, None in
-        evaluation. A group's routing depends on no other group. Scores are float32.
+        number C of slots that the layer gives each expert in training, and so the number of tokens
+        an expert chooses where experts choose; `k` the number of experts per token (on average,
+        there). The keyword defaults are the configuration's: they are written nowhere else.
+      __call__(x_GTD, *, mask=None, key=None) -> Routing: `mask` [G, T] is False on padding, which
+        gets weight 0 and enters no loss; `key` seeds training noise, None in evaluation. A group's
+        routing depends on no other group. Scores are float32.
+
+    The decision is part of the model: the capacity of an evaluation changes only what the dispatch
+    has to drop.
     """
 
     def __init__(self, dim: int, num_experts: int, *, k: float, rngs: nnx.Rngs):

@@ -15,8 +15,7 @@ class SoftMoE(Router):
     over the tokens and `weights` their softmax over all slots of all experts.
 
     Settings:
-      k: slots per token; the layer derives the number of slots per expert from it. It is fixed
-        when the model is built: the evaluation capacity does not change a Soft MoE.
+      k: slots per token; the layer derives the number of slots per expert from it.
     """
 
     def __init__(
@@ -30,7 +29,7 @@ class SoftMoE(Router):
         x, phi = x_GTD.astype(jnp.float32), self.kernel[...]
         return (self.scale[...] * _unit(x, axis=-1)) @ _unit(phi, axis=0)
 
-    def __call__(self, x_GTD, *, capacity: int, mask=None, key=None) -> Routing:
+    def __call__(self, x_GTD, *, mask=None, key=None) -> Routing:
         logits = self.logits(x_GTD)
         weights = jax.nn.softmax(logits, axis=-1)
         if mask is not None:

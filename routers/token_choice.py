@@ -46,7 +46,7 @@ class TopK(Router):
         self.batch_priority = batch_priority
         self.importance, self.load, self.balance, self.z = importance, load, balance, z
 
-    def __call__(self, x_GTD, *, capacity: int, mask=None, key=None) -> Routing:
+    def __call__(self, x_GTD, *, mask=None, key=None) -> Routing:
         clean = self.logits(x_GTD)
         noisy = clean
         if key is not None:
@@ -100,7 +100,7 @@ class SparseTopK(Router):
         self.p, self.strength = p, strength
         self.importance, self.balance, self.z = importance, balance, z
 
-    def __call__(self, x_GTD, *, capacity: int, mask=None, key=None) -> Routing:
+    def __call__(self, x_GTD, *, mask=None, key=None) -> Routing:
         logits = self.logits(x_GTD)
         probs = jax.nn.softmax(logits, axis=-1)
         select = masked(sparse_topk_mask(logits, self.k, p=self.p, strength=self.strength), mask)

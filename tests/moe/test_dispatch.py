@@ -31,7 +31,7 @@ def test_capacity_equals_dense_when_nothing_overflows(name, inputs):
 
     def loss(dispatch):
         def of(x, kernel, params):
-            routing = nnx.merge(graphdef, params)(x, capacity=5)
+            routing = nnx.merge(graphdef, params)(x)
             return (dispatch(x, routing, experts(kernel), capacity).y_GTD * weight).sum()
 
         return jax.value_and_grad(of, (0, 1, 2))(x, kernel, params)
@@ -42,7 +42,7 @@ def test_capacity_equals_dense_when_nothing_overflows(name, inputs):
     ):
         # Two orders of summation of about T * E float32 terms of size 1.
         np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=2e-5)
-    assert by_capacity(x, router(x, capacity=5), experts(kernel), capacity).dropped == 0
+    assert by_capacity(x, router(x), experts(kernel), capacity).dropped == 0
 
 
 def test_keeps_the_heaviest_and_reports_the_dropped_mass():

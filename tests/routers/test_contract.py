@@ -31,7 +31,7 @@ def build(name, **settings):
 
 @nnx.jit
 def route(router, x, mask=None, key=None):
-    return router(x, capacity=CAPACITY, mask=mask, key=key)
+    return router(x, mask=mask, key=key)
 
 
 def assert_all_close(a, b, atol):
@@ -72,7 +72,7 @@ def test_deterministic_without_a_key_and_equal_under_jit(name):
     router = build(name)
     compiled, again = route(router, X), route(router, X)
     assert_all_close(compiled, again, atol=0)
-    assert_all_close(compiled, router(X, capacity=CAPACITY), atol=1e-5)  # other fusions
+    assert_all_close(compiled, router(X), atol=1e-5)  # other fusions
 
 
 @routers
@@ -85,7 +85,7 @@ def test_gradients_reach_every_parameter_and_the_tokens(name, noisy):
     @jax.grad
     def slopes(inputs):
         parameters, x = inputs
-        return weighted_sum(nnx.merge(graph, parameters)(x, capacity=CAPACITY, key=key))
+        return weighted_sum(nnx.merge(graph, parameters)(x, key=key))
 
     leaves = jax.tree.leaves(slopes((parameters, X)))
     assert len(leaves) > 1
@@ -142,7 +142,7 @@ def test_every_auxiliary_loss_trains_the_router(name, loss):
     @jax.value_and_grad
     def aux(parameters):
         router = nnx.merge(graph, parameters)
-        return router(X, capacity=CAPACITY, key=jax.random.key(0)).aux_loss
+        return router(X, key=jax.random.key(0)).aux_loss
 
     value, slopes = aux(parameters)
     assert jnp.isfinite(value) and value > 0
