@@ -24,7 +24,6 @@ class Routing:
     priority: jax.Array | None = None  # [G, T, E]; None: the heaviest first
     mix: jax.Array | None = None  # [G, T, E, C], sums to 1 over T
     aux_loss: jax.Array | float = 0.0  # scalar, already weighted by the router's own settings
-    metrics: dict[str, jax.Array] = struct.field(default_factory=dict)  # scalars
 
 
 class Router(nnx.Module):
@@ -43,12 +42,14 @@ class Router(nnx.Module):
     has to drop.
     """
 
-    def __init__(self, dim: int, num_experts: int, *, k: float, rngs: nnx.Rngs):
+    def __init__(
+        self, dim: int, num_experts: int, *, k: float, rngs: nnx.Rngs, slots: int = 1
+    ):  # slots: scores per expert
         if not 0 < k <= num_experts:
             raise ValueError(f"k must be above 0 and at most num_experts={num_experts}; got k={k}")
         self.k = k
         init = nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(init(rngs.params(), (dim, num_experts), jnp.float32))
+        self.kernel = nnx.Param(init(rngs.params(), (dim, num_experts * slots), jnp.float32))
 
     def logits(self, x_GTD):
         """Scores [G, T, E] in float32: routing decisions do not survive bfloat16's three digits."""

@@ -21,7 +21,7 @@ class SoftMoE(Router):
     def __init__(
         self, dim: int, num_experts: int, capacity: int, *, k: float = 2.0, rngs: nnx.Rngs
     ):
-        super().__init__(dim, num_experts * capacity, k=k, rngs=rngs)
+        super().__init__(dim, num_experts, k=k, rngs=rngs, slots=capacity)
         self.num_experts = num_experts
         self.scale = nnx.Param(jnp.ones((), jnp.float32))
 
