@@ -66,8 +66,8 @@ def apply(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
     known = flatten(config)
     for key, text in overrides.items():
         if key not in known:
-            inside = [k for k in known if k.startswith(key + ".")]
-            close = inside[:5] or difflib.get_close_matches(key, known, 3, 0.6) or list(config)
+            inside = [k for k in known if k.startswith(key + ".") and k.count(".") == 1]
+            close = inside or difflib.get_close_matches(key, known, 3, 0.6) or list(config)
             raise UsageError(f"unknown key config.{key}; did you mean {', '.join(close)}?")
         config.update_from_flattened_dict({key: _read(key, text, known[key])})
     return config.lock()

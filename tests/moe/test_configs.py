@@ -42,7 +42,7 @@ def test_there_are_configs():
     assert names >= {"digits", "fashion_mnist", "cifar100", "vmoe_s32_imagenet"}
 
 
-@pytest.mark.parametrize("dense", ["false", "true"])
+@pytest.mark.parametrize("dense", ["false", pytest.param("true", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_builds_and_takes_a_step(file, dense):
     config = cli.load_config(str(file), SHRUNK | {"moe.dense": dense})

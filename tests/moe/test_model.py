@@ -98,7 +98,9 @@ def test_dense_counterpart_has_the_flops_of_the_experts(tiny):
     assert hidden == round(moe.expert_dim * k * moe.capacity_factor)
 
 
-@pytest.mark.parametrize("size", ["S", "B", "L", "H"])
+@pytest.mark.parametrize(
+    "size", ["S", "B", *(pytest.param(s, marks=pytest.mark.slow) for s in "LH")]
+)
 def test_sizes_by_name(size, tiny):
     """Millions of parameters: 86, 307 and 632 in the ViT paper, table 1; 22 for S."""
     names = {"width": "0", "depth": "0", "mlp_dim": "0", "num_heads": "0", "patch_size": "16"}
