@@ -24,16 +24,19 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, keep: int = 1, read_only: bool = False):
         self.directory = directory
-        best = managers.BestN(
-            get_metric_fn=lambda metrics: metrics[BEST_METRIC],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+
+        def score(metrics):
+            return metrics[BEST_METRIC]
+
+        best = managers.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         policy = managers.AnyPreservationPolicy([managers.LatestN(keep), best])
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, read_only=read_only, create=not read_only
+                preservation_policy=policy,
+                best_fn=score,  # without it Orbax does not write the metrics down
+                read_only=read_only,
+                create=not read_only,
             ),
         )
 
