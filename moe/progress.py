@@ -32,6 +32,10 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
+    def restart(self, step: int) -> None:
+        """Measures from here on: what came before does not count as training."""
+        self._step, self._time = step, time.perf_counter()
+
     def update(self, step: int, row: dict[str, float]) -> float:
         """Shows a row of training scalars; returns the images per second since the last one."""
         now = time.perf_counter()

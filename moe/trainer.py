@@ -59,6 +59,9 @@ def _loop(run, step_fn, state, start, checkpoints, workdir, train_source, eval_s
     with Progress(start, last, config.batch_size) as progress, _stop_signal() as stopped:
         for step in range(start + 1, last + 1):
             state = advance(state, run.put(next(batches)))
+            if step == start + 1:  # it compiled: no measure of those to come
+                jax.block_until_ready(state["step"])
+                progress.restart(step)
             if step % config.log.every == 0 or step == last:
                 row = _training_scalars(jax.device_get(state["totals"]), config.batch_size)
                 state = state | {"totals": jax.tree.map(jnp.copy, zeros)}
