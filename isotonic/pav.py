@@ -3,7 +3,7 @@
 Positions enter from the left; while the last block lies above the one before it, the two are
 merged. Each position is merged away at most once, so the pass is O(n), but it is sequential: on
 accelerators prefer a solver of low depth. Best and Chakravarti, "Active set algorithms for
-isotonic regression; a unifying framework" (Mathematical Programming, 1990), section 3.
+isotonic regression; a unifying framework" (Mathematical Programming, 1990).
 """
 
 import math

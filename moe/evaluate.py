@@ -28,7 +28,7 @@ def evaluate(eval_step: Callable, params: Any, batches: Iterable, put: Callable)
 def scalars(total: dict[str, Any]) -> dict[str, float]:
     """Accuracy, top-5 accuracy, mean loss and expected calibration error.
 
-    Calibration error (Guo et al. 2017, eq. 5): the mean distance between confidence and accuracy
+    Calibration error (Guo et al. 2017): the mean distance between confidence and accuracy
     over equal bins of confidence.
     """
     n = float(total["examples"])

@@ -12,7 +12,7 @@ from routers.topk import sparse_topk_mask
 class ExpertChoice(Router):
     """Each expert takes the C tokens of its group that like it best: S = softmax over experts,
     top-C over tokens, weights S (Zhou et al. 2022, "Mixture-of-Experts with Expert Choice
-    Routing", eq. 1-2). Balanced by construction; a token may get any number of experts.
+    Routing"). Balanced by construction; a token may get any number of experts.
 
     Settings:
       k: experts per token on average; the layer derives the capacity C from it.
@@ -44,8 +44,8 @@ class ExpertChoice(Router):
 
 
 class SparseExpertChoice(Router):
-    """Expert choice through the relaxed top-k mask: the router of Sander et al. 2023 (section 6,
-    sparse mixtures of experts).
+    """Expert choice through the relaxed top-k mask: the router of Sander et al. 2023 for
+    sparse mixtures of experts.
 
     For each expert, m = `sparse_topk_mask`(logits, C) along the *tokens* of the group; weights
     m * softmax(logits). Exactly sparse, and differentiable in which tokens are taken. Where scores

@@ -10,8 +10,8 @@ from routers.routing import Router, Routing
 class SoftMoE(Router):
     """Slots as weighted means of tokens, tokens as weighted means of slots.
 
-    With unit-length tokens x and slot parameters phi (algorithm 2 of the paper, which normalises
-    so that the scores do not grow with the width), logits = scale * x phi; `mix` is their softmax
+    With unit-length tokens x and slot parameters phi (the paper's normalisation, so that the
+    scores do not grow with the width), logits = scale * x phi; `mix` is their softmax
     over the tokens and `weights` their softmax over all slots of all experts.
 
     Settings:

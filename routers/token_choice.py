@@ -12,14 +12,14 @@ from routers.topk import sparse_topk_mask
 class TopK(Router):
     """Each token goes to the K experts with the highest scores, weighted by their softmax.
 
-    Noisy top-k gating of Shazeer et al. 2017 in the form of V-MoE (Riquelme et al. 2021, eq. 2):
+    Noisy top-k gating of Shazeer et al. 2017 in the form of V-MoE (Riquelme et al. 2021):
     weights softmax(logits + noise), noise N(0, (noise/E)^2) in training only.
 
     Settings:
       k: experts per token, whole.
       noise: standard deviation of the noise, in units of 1/E.
-      batch_priority: True fills an expert's slots by weight (V-MoE, section 4.1); False by order:
-        all first choices in the order of the tokens, then all second choices.
+      batch_priority: True fills an expert's slots by weight (V-MoE's batch prioritized routing);
+        False by order: all first choices in the order of the tokens, then all second choices.
       importance, load, balance, z: weights of the auxiliary losses (`routers.losses`); `load`
         needs noise.
     """

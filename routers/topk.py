@@ -46,7 +46,7 @@ def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
     Raises:
       ValueError: p <= 1, an unknown solver, k outside (0, n] or strength <= 0 (where not traced).
 
-    Source: Sander et al. 2023, section 4 (relaxation), 5 (algorithms).
+    Source: Sander et al. 2023, the relaxed top-k mask.
     """
     x, k, lam, restore = _rows(x, k, strength, p, axis)
     if solver == "threshold":
@@ -70,7 +70,7 @@ def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis
     Returns:
       The shrunk x, of x's shape and dtype.
 
-    Source: Sander et al. 2023, section 4 (phi(x) = x^2/2).
+    Source: Sander et al. 2023, the relaxed top-k in magnitude (phi(x) = x^2/2).
     """
     x, k, lam, restore = _rows(x, k, strength, p, axis)
     sign, a = jnp.sign(x), jnp.abs(x)
