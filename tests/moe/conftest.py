@@ -1,9 +1,15 @@
 """A small model on the embedded digits, shared by the tests of `moe`."""
 
+import functools
+
+import jax
 import pytest
 
 from moe import cli, config
 from moe.trainer import train
+
+# These tests compile much and compute little: without LLVM's costly passes they take half as long.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 TINY = {
     "num_steps": "24",

@@ -13,6 +13,7 @@ from moe.evaluate import evaluate, scalars
 from moe.model import build_model, count_parameters
 from moe.run import set_up
 from moe.step import make_train_step
+from tests.moe.conftest import quick_jit
 
 CONFIGS = sorted(pathlib.Path("configs").glob("[!_]*.py"))
 SHRUNK = {
@@ -48,7 +49,7 @@ def test_builds_and_takes_a_step(file, dense):
     config = cli.load_config(str(file), SHRUNK | {"moe.dense": dense})
     data = source(1 if file.stem in ("digits", "fashion_mnist") else 3)
     run = set_up(config, data)
-    step = jax.jit(make_train_step(run.config, run.graphdef, run.optimizer))
+    step = quick_jit(make_train_step(run.config, run.graphdef, run.optimizer))
     state = run.initial_state()
     batches = run.train_batches(data, 0)
     for _ in range(2):  # the first step of a warmup has rate 0

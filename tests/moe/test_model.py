@@ -9,6 +9,7 @@ from flax import nnx
 from moe.errors import UsageError
 from moe.model import build_model, moe_layers
 from routers import ROUTERS
+from tests.moe.conftest import quick_jit
 
 
 def sized(config):
@@ -53,7 +54,7 @@ def test_gradients_reach_every_parameter(name, pool, tiny, images):
         return (out.logits * jnp.arange(10)).sum() + out.aux_loss
 
     params["head"]["kernel"][...] += jax.random.normal(jax.random.key(2), (16, 10))
-    for path, grad in jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params)):
+    for path, grad in jax.tree.leaves_with_path(quick_jit(jax.grad(loss))(params)):
         assert jnp.isfinite(grad).all(), path
         # A bias of the keys shifts all scores of a query alike: softmax does not see it.
         exempt = "['key']['bias']" in jax.tree_util.keystr(path)
@@ -67,7 +68,7 @@ def test_padding_changes_nothing(name, group_size, tiny, images):
     model = build_model(config, nnx.Rngs(0))
     model.head.kernel[...] = jax.random.normal(jax.random.key(2), (16, 10))
     mask = jnp.arange(8) < 6
-    forward = jax.jit(lambda images: nnx.merge(*nnx.split(model))(images, mask=mask))
+    forward = quick_jit(lambda images: nnx.merge(*nnx.split(model))(images, mask=mask))
     a, b = forward(images), forward(images.at[6:].set(7.0))
     np.testing.assert_array_equal(a.logits[:6], b.logits[:6])
     np.testing.assert_array_equal(a.aux_loss, b.aux_loss)
@@ -78,7 +79,7 @@ def test_padding_changes_nothing(name, group_size, tiny, images):
 def test_a_prediction_depends_on_its_own_example_alone(name, tiny, images):
     model = build_model(sized(tiny(router__name=name)), nnx.Rngs(0))
     model.head.kernel[...] = jax.random.normal(jax.random.key(2), (16, 10))
-    forward = jax.jit(lambda images: nnx.merge(*nnx.split(model))(images).logits)
+    forward = quick_jit(lambda images: nnx.merge(*nnx.split(model))(images).logits)
     together = forward(images)
     for i in (0, 7):
         np.testing.assert_allclose(forward(images[i : i + 1])[0], together[i], rtol=2e-5, atol=2e-5)

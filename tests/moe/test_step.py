@@ -9,6 +9,7 @@ import pytest
 from moe.optimizer import build_optimizer, build_schedule, decayed
 from moe.run import open_source, set_up
 from moe.step import example_losses, main_label, make_train_step
+from tests.moe.conftest import quick_jit
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_sigmoid_loss(tiny, logits):
 def one_step(config):
     source = open_source(config, "train")
     run = set_up(config, source)
-    step = jax.jit(make_train_step(run.config, run.graphdef, run.optimizer))
+    step = quick_jit(make_train_step(run.config, run.graphdef, run.optimizer))
     batch = run.put(next(run.train_batches(source, 0)))
     return run.initial_state(), *step(run.initial_state(), batch)
 
