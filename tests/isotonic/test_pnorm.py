@@ -96,7 +96,7 @@ def test_both_solvers_at_p_2(magnitude):
 
 
 @problems
-@pytest.mark.parametrize("p", [1.5, 4 / 3, 3.0])
+@pytest.mark.parametrize("p", [pytest.param(1.5, marks=pytest.mark.slow), 4 / 3, 3.0])
 def test_derivatives_equal_finite_differences(p, magnitude):
     with jax.enable_x64(True):
         s = jnp.asarray(scores(magnitude, seed=2))

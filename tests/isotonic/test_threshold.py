@@ -93,7 +93,7 @@ def assert_close(link, dtype, rows, ks, strengths):
         assert (error <= required).all()
 
 
-@pytest.mark.parametrize("n", [64, 1000])
+@pytest.mark.parametrize("n", [64, pytest.param(1000, marks=pytest.mark.slow)])
 @links
 @dtypes
 @norms
