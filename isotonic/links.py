@@ -1,17 +1,19 @@
 """The functions F whose sums over a row are solved for a threshold, with the slopes they need.
 
 A link says how much of item x_i is selected at threshold tau and strength lam: h(x_i; tau, lam),
-which falls from its largest value to 0 as tau grows. `isotonic.threshold` finds the tau at which a
-row's selections add up to k. Sander et al., "Fast, Differentiable and Sparse Top-k" (ICML 2023),
-give the two links here: the top-k mask and top-k in magnitude, with p > 1 and q = p/(p - 1).
+which falls from 1 to 0 as tau grows. `isotonic.threshold` finds the tau at which a row's selections
+add up to k. `isotonic.power_links` has those of Sander et al., here are the distribution functions.
 """
 
+import math
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtri
+
+from isotonic.rows import count_both, row_sum
 
 
 class Terms(NamedTuple):
@@ -23,104 +25,122 @@ class Terms(NamedTuple):
     dlam: jax.Array  # dh/dlam at fixed x and tau
 
 
-class Link(Protocol):
-    """What `threshold` asks of a link."""
+class Row(NamedTuple):
+    """What a search starts from, each of shape `[..., 1]`; k < n."""
 
-    def bracket(self, low, high, share, lam):
-        """Thresholds (a, b), a <= b, between which the items of [low, high] average `share`."""
+    n: jax.Array  # number of items
+    k: jax.Array  # sum of selections to reach
+    mean: jax.Array  # of the items
+    deviation: jax.Array  # mean absolute deviation from the mean
+
+    def bounds(self, k):
+        """(a, b): fewer than n - k items lie below a, and fewer than k above b.
+
+        By Markov's inequality for the deviations of either sign, which add up to n deviation/2;
+        with room for the rounding of the statistics.
+        """
+        room = jnp.sqrt(jnp.finfo(self.mean.dtype).eps)
+        reach = self.n * self.deviation * (0.5 + room)
+        room = room * jnp.abs(self.mean)
+        return self.mean - reach / (self.n - k) - room, self.mean + reach / k + room
+
+    def normal_start(self, lam, mean, variance):
+        """The root of a row of normal items, for a link that is about normal itself.
+
+        h = P(tau + lam V < x) with V of the given mean and variance, so that k/n is the
+        probability that the normal variable x - lam V exceeds tau.
+        """
+        share = jnp.clip(self.k / self.n, 1e-6, 1 - 1e-6)
+        sigma = math.sqrt(math.pi / 2) * self.deviation
+        return self.mean - lam * mean - jnp.hypot(sigma, lam * variance**0.5) * ndtri(share)
+
+
+class Step(NamedTuple):
+    """What a pass over a row tells of its root, each of shape `[..., 1]`."""
+
+    excess: jax.Array  # sum h - k
+    noise: jax.Array  # rounding error of excess
+    move: jax.Array  # by which to move tau; NaN where the link knows no better than bisection
+    width: jax.Array  # of the link, in units of x: a move of eps * width changes h by about eps
+
+
+class Link(Protocol):
+    """What `threshold` asks of a link. Equal links compare equal: they are static arguments."""
+
+    def bracket(self, row: Row, lam):
+        """Thresholds (a, b, start) with the root between a and b."""
 
     def terms(self, gap, tau, lam) -> Terms:
         """Values at `gap` = x - tau, which the solver computes without cancellation."""
 
+    def half_width(self, item, lam):
+        """How far below an item the threshold is that selects about half of it."""
 
-def power(u, exponent: float):
-    """u ** exponent for u >= 0; small whole exponents and square roots by the cheap instruction."""
-    if exponent == 0.5:
-        return jnp.sqrt(u)
-    whole = round(exponent)
-    if abs(exponent - whole) < 1e-9 and whole <= 8:  # 1/(p-1) is 3.0000000000000007 for p = 4/3
-        return jax.lax.integer_pow(u, whole)
-    return u**exponent
+    def step(self, gap, tau, k, lam) -> Step:
+        """One pass: sums over the row, and a Newton step of the best order they allow."""
 
 
-def power_slope(u, exponent: float):
-    """Derivative of `power`, kept finite: for exponent < 1 it diverges at 0, so u >= eps there.
+class DistributionLink:
+    """Base of links that are a symmetric distribution function of (x - tau)/lam.
 
-    The exact Jacobians of the operators stay bounded as one item enters the support (its weight
-    cancels in the weighted mean that is subtracted), so the floor costs nothing but infinities.
+    A subclass has `variance`, `terms` and `tail(share)`: u >= 0 with F(-u) <= share.
     """
-    if exponent < 1:
-        u = jnp.maximum(u, jnp.finfo(u.dtype).eps)
-    return exponent * power(u, exponent - 1)
 
+    variance: float
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def positive_power(u, exponent: float):
-    """max(u, 0) ** exponent, with derivative 0 for u <= 0 and a finite one everywhere."""
-    return jnp.where(u > 0, power(jnp.where(u > 0, u, 1), exponent), 0)
+    def bracket(self, row: Row, lam):
+        share = row.k / row.n
+        # sum h <= #{x > tau - u lam} + n F(-u): were F(-u) = share/2, k/2 items must lie there.
+        _, high = row.bounds(row.k / 2)
+        low, _ = row.bounds((row.n + row.k) / 2)
+        low, high = low - lam * self.tail((1 - share) / 2), high + lam * self.tail(share / 2)
+        return low, high, row.normal_start(lam, 0.0, self.variance)
 
+    def half_width(self, item, lam):
+        return jnp.zeros_like(item)
 
-@positive_power.defjvp
-def _positive_power_jvp(exponent, primals, tangents):
-    (u,), (du,) = primals, tangents
-    inside = u > 0
-    slope = jnp.where(inside, power_slope(jnp.where(inside, u, 1), exponent), 0)
-    return positive_power(u, exponent), slope * du
+    def step(self, gap, tau, k, lam) -> Step:
+        terms = self.terms(gap, tau, lam)
+        # Items near 1 are counted, and only their deficits summed: beside 50,000 whole items the
+        # digits of the few fractional ones would be lost in float32.
+        whole = terms.h > 0.5
+        count, _ = count_both(whole, whole & False, gap.dtype)
+        excess = (count - k) + row_sum(jnp.where(whole, terms.h - 1, terms.h))
+        slope = row_sum(terms.dx)
+        move = jnp.where(slope > 0, excess / jnp.where(slope > 0, slope, 1), jnp.nan)
+        # The summed parts are at most twice the slopes times lam.
+        return Step(excess, jnp.finfo(gap.dtype).eps * slope * lam, move, lam)
 
 
 @dataclass(frozen=True)
-class MaskLink:
-    """F(u) = clip(u, 0, 1)^(q-1) at u = (x - tau)/lam: the p-norm relaxation of the top-k mask."""
+class LogisticLink(DistributionLink):
+    """F(u) = 1/(1 + exp(-u)) at u = (x - tau)/lam: entropic optimal transport to two anchors."""
 
-    p: float
+    variance = math.pi**2 / 3
 
-    @property
-    def exponent(self) -> float:
-        return 1 / (self.p - 1)  # q - 1
-
-    def bracket(self, low, high, share, lam):
-        u = lam * share ** (self.p - 1)  # lam F^-1(share)
-        return low - u, high - u
+    def tail(self, share):
+        return -jnp.log(share)
 
     def terms(self, gap, tau, lam) -> Terms:
         u = gap / lam
-        inside = (u > 0) & (u < 1)
-        v = jnp.where(inside, u, 0.5)
-        h = jnp.where(inside, power(v, self.exponent), u >= 1)
-        slope = jnp.where(inside, power_slope(v, self.exponent) / lam, 0)
-        return Terms(h, slope, -slope, -slope * v)
+        h = jax.nn.sigmoid(u)
+        slope = h * jax.nn.sigmoid(-u) / lam
+        return Terms(h, slope, -slope, -slope * jnp.where(slope > 0, u, 0))
 
 
 @dataclass(frozen=True)
-class MagnitudeLink:
-    """h = min( ((a - tau)_+/lam)^(q-1) / tau, 1 ) for a = |x| >= 0 and tau > 0: top-k in magnitude.
+class LaplaceLink(DistributionLink):
+    """F(u) = exp(u)/2 for u < 0, else 1 - exp(-u)/2, at u = (x - tau)/lam: that of LapSum."""
 
-    With y the regularised solution on a coordinate, h = y/tau where the coordinate is shrunk, and
-    1 where it is kept whole. Computed as the mask's link of width lam tau^(p-1), whose powers stay
-    in the float range at every scale of a.
-    """
+    variance = 2.0
 
-    p: float
-
-    @property
-    def exponent(self) -> float:
-        return 1 / (self.p - 1)
-
-    def bracket(self, low, high, share, lam):
-        return jnp.zeros_like(high), high
+    def tail(self, share):
+        return -jnp.log(share)
 
     def terms(self, gap, tau, lam) -> Terms:
-        tiny = jnp.finfo(gap.dtype).tiny
-        tau = jnp.maximum(tau, tiny)
-        root = power(tau, (self.p - 1) / 2)  # the power itself may overflow where width does not
-        width = lam * root * root
-        positive = gap > 0
-        u = jnp.where(positive, gap / width, 0)
-        inside = positive & (u < 1)
-        v = jnp.where(inside, u, 0.5)
-        # y >= tiny, so that a root tau below it is found at it, with h > 0 wherever a > tau.
-        h = jnp.where(inside, jnp.maximum(power(v, self.exponent), tiny / tau), positive)
-        # Bounded: sums of slopes over the row must not overflow either.
-        slope = jnp.minimum(power_slope(v, self.exponent) / width, jnp.finfo(gap.dtype).max / 1e8)
-        slope = jnp.where(inside, slope, 0)
-        return Terms(h, slope, -slope - jnp.where(inside, h / tau, 0), -slope * v * root * root)
+        u = gap / lam
+        half = jnp.exp(-jnp.abs(u)) / 2
+        slope = half / lam
+        return Terms(
+            jnp.where(u > 0, 1 - half, half), slope, -slope, -slope * jnp.where(half > 0, u, 0)
+        )

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from isotonic.blocks import Fit
-from isotonic.links import power
 from isotonic.pav import over_rows, pool
+from isotonic.powers import conjugate_exponent, power
 
 MAX_STEPS = 200  # of a root search; bisection alone crosses the float64 range in fewer
 
@@ -63,12 +63,6 @@ def pav_pnorm(s, w, lam, *, p: float, magnitude: bool) -> Fit:
     solve = _by_moments if exponent in (2, 3) else _by_elements
     solve = partial(solve, exponent=exponent, magnitude=magnitude)
     return over_rows(solve)(s, w, lam)
-
-
-def conjugate_exponent(p: float) -> float:
-    """q - 1 = 1/(p - 1), exactly whole where rounding of p (as in 4/3) alone makes it not so."""
-    exponent = 1 / (p - 1)
-    return float(round(exponent)) if abs(exponent - round(exponent)) < 1e-9 else exponent
 
 
 def _by_moments(s, w, lam, exponent, magnitude) -> Fit:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from isotonic.blocks import Fit, block_sum
-from isotonic.links import power
-from isotonic.pav_pnorm import conjugate_exponent, pav_pnorm
+from isotonic.pav_pnorm import pav_pnorm
+from isotonic.powers import conjugate_exponent, power
 from isotonic.regression import find_solver, isotonic_regression
 
 

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isotonic.links import MagnitudeLink, MaskLink, positive_power
 from isotonic.pnorm import isotonic_pnorm
+from isotonic.power_links import MagnitudeLink, MaskLink
+from isotonic.powers import positive_power
 from isotonic.threshold import threshold
 
 

@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 from scipy import optimize
 
 from isotonic.pav import pav
-from isotonic.pav_pnorm import conjugate_exponent
+from isotonic.powers import conjugate_exponent
 from isotonic.pnorm import isotonic_pnorm
 
 N = 8

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isotonic.links import MagnitudeLink, MaskLink
+from isotonic.power_links import MagnitudeLink, MaskLink
 from isotonic.threshold import threshold
 from tests.oracles import exact_threshold
 
@@ -151,21 +151,33 @@ def test_traced_k_and_strength_in_every_transformation(link):
     np.testing.assert_allclose(expected.sum(-1), k, rtol=1e-6)
 
 
-@links
-def test_ends_early(link):
-    """Rows without items, or with fewer than k, must not hold up a batch until `MAX_PASSES`."""
+def passes(link, x, k, lam):
+    """How many passes over the batch the search takes."""
     calls = []
 
-    class Counted(link):
-        def terms(self, gap, tau, lam):
+    class Counted(type(link)):
+        def step(self, gap, tau, k, lam):
             jax.debug.callback(lambda: calls.append(1))
-            return super().terms(gap, tau, lam)
+            return super().step(gap, tau, k, lam)
 
-    x = jnp.abs(jnp.asarray(kinds(64, np.float32)["normal"]))
-    few = jnp.where(jnp.arange(64) < 3, x, -jnp.inf)
-    jax.block_until_ready(threshold(Counted(2.0), jnp.stack([x, few, x - jnp.inf]), 8, 1.0))
+    jax.block_until_ready(threshold(Counted(link.p), x, k, lam))
     jax.effects_barrier()
-    assert 2 < len(calls) < 60
+    return len(calls)
+
+
+@links
+def test_few_passes(link):
+    """Neither rows without items, nor ties, outliers or narrow links may hold up a batch."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1000, 64)), jnp.float32)
+    assert 3 <= passes(link(4 / 3), jnp.abs(x), 2, 1.0) <= 12
+    lam = jnp.asarray(STRENGTHS, jnp.float32)[:, None]
+    most = {"ties": 12, "absent": 30, "outlier above": 30, "wild": 30}
+    for name in ("ties", "absent", "outlier above", "wild"):
+        x = jnp.abs(jnp.asarray(kinds(64, np.float32)[name]))
+        x = jnp.where(jnp.isfinite(x), x, -jnp.inf)
+        assert passes(link(2.0), jnp.broadcast_to(x, (len(lam), 64)), 8, lam) <= most[name]
+    few = jnp.where(jnp.arange(64) < 3, x, -jnp.inf)
+    assert passes(link(2.0), jnp.stack([few, few - jnp.inf]), 8, 1.0) == 0
 
 
 @links

@@ -1,0 +1,167 @@
+"""The links of the p-norm relaxations: the top-k mask and top-k in magnitude.
+
+Sander et al., "Fast, Differentiable and Sparse Top-k" (ICML 2023), with p > 1 and q = p/(p - 1).
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from isotonic.links import Row, Step, Terms
+from isotonic.powers import conjugate_exponent, power, power_slope
+from isotonic.rows import count_both, row_sum
+
+
+class PowerLink:
+    """What the two links share: items strictly inside the link are powers u^(q-1) of 0 < u < 1."""
+
+    p: float
+
+    @property
+    def exponent(self) -> float:
+        return conjugate_exponent(self.p)  # q - 1
+
+    @property
+    def noise(self) -> tuple[float, float]:
+        """Mean and variance of the V in [0, 1] with P(V < u) = u^(q-1)."""
+        e = self.exponent
+        return e / (e + 1), e / ((e + 1) ** 2 * (e + 2))
+
+    def _step(self, u, floor, k, width, pull) -> Step:
+        """From u `[..., n]`, h = max(u^(q-1), floor) inside; `pull` as in `_active_set_root`."""
+        inside = (u > 0) & (u < 1)
+        v = jnp.where(inside, u, 0)
+        e = self.exponent
+        count, whole = count_both(inside, u >= 1, u.dtype)
+        rest = k - whole  # what the items inside have to add up to
+        solvable = (count > 0) & (rest > 0)
+        safe = jnp.where(solvable, count, 1)
+        h = power(jnp.where(inside, u, 0.5), e)
+        h = jnp.where(inside, h if floor is None else jnp.maximum(h, floor), 0)
+        total = row_sum(h)
+        if e in (1, 2, 3):
+            means = [*(row_sum(power(v, j)) / safe for j in range(1, int(e))), total / safe]
+            shift = _active_set_root(means, jnp.where(solvable, rest, 0) / safe, pull)
+        else:
+            w = jnp.where(inside, u, 0.5)
+            slope = row_sum(jnp.where(inside, power_slope(w, e), 0))
+            # Newton's step for total^(1/(q-1)), which is linear in u if all items are equal.
+            solvable &= (total > 0) & (slope > 0)
+            safe = jnp.where(solvable, total, 1)
+            ratio = power(jnp.where(solvable, rest, 0) / safe, 1 / e)
+            shift = e * (ratio - 1) / jnp.where(solvable, slope / safe + ratio * pull, 1)
+        excess = total - rest
+        move = jnp.where(solvable, -shift * width, jnp.nan)
+        return Step(excess, 2 * jnp.finfo(u.dtype).eps * total, move, width / (1 + pull))
+
+
+def _active_set_root(means, rest, pull):
+    """delta with  mean (u_i + delta)^e = rest (1 - pull delta)  over the items inside the link.
+
+    The exact root if no item enters or leaves. `means` are those of u, ..., u^e, e <= 3. About
+    the mean m of u + delta, with central moments m2 and m3, the three equations are
+      m = c - b m,    m^2 + m2 = c - b m,    m^3 + 3 m2 m + m3 = c - b m,
+    with b = rest pull and c = rest + b mean(u).
+    """
+    first = means[0]
+    b = rest * pull
+    c = rest + b * first
+    if len(means) == 1:
+        return c / (1 + b) - first
+    m2 = jnp.maximum(means[1] - first**2, 0)
+    if len(means) == 2:
+        c = jnp.maximum(c - m2, 0)
+        root = b + jnp.sqrt(b**2 + 4 * c)
+        return 2 * c / jnp.where(root > 0, root, 1) - first
+    m3 = means[2] - 3 * first * means[1] + 2 * first**3
+    a, c = 3 * m2 + b, c - m3  # m^3 + a m = c
+    # Both are above the root and one of them not far; three of Halley's steps, no cube root.
+    c = jnp.maximum(c, jnp.finfo(c.dtype).tiny)
+    m = jnp.minimum(jnp.exp(jnp.log(c) / 3), c / jnp.maximum(a, jnp.finfo(c.dtype).tiny))
+    for _ in range(3):
+        value, slope = (m**2 + a) * m - c, 3 * m**2 + a
+        bend = 2 * slope**2 - 6 * m * value
+        m = m - 2 * value * slope / jnp.where(bend > 0, bend, 1)
+    return m - first
+
+
+@dataclass(frozen=True)
+class MaskLink(PowerLink):
+    """F(u) = clip(u, 0, 1)^(q-1) at u = (x - tau)/lam: the p-norm relaxation of the top-k mask."""
+
+    p: float
+
+    def bracket(self, row: Row, lam):
+        low, high = row.bounds(row.k)
+        # And as if all items were inside the link, none further than the sum of deviations.
+        u = lam * (row.k / row.n) ** (self.p - 1)
+        least, _ = row.bounds(row.n - 1)
+        _, most = row.bounds(1)
+        return (
+            jnp.maximum(low - lam, least - u),
+            jnp.minimum(high, most - u),
+            row.normal_start(lam, *self.noise),
+        )
+
+    def terms(self, gap, tau, lam) -> Terms:
+        u = gap / lam
+        inside = (u > 0) & (u < 1)
+        v = jnp.where(inside, u, 0.5)
+        h = jnp.where(inside, power(v, self.exponent), u >= 1)
+        slope = jnp.where(inside, power_slope(v, self.exponent) / lam, 0)
+        return Terms(h, slope, -slope, -slope * v)
+
+    def half_width(self, item, lam):
+        return lam / 2
+
+    def step(self, gap, tau, k, lam) -> Step:
+        return self._step(gap / lam, None, k, lam, 0.0)
+
+
+@dataclass(frozen=True)
+class MagnitudeLink(PowerLink):
+    """h = min( ((a - tau)_+/lam)^(q-1) / tau, 1 ) for a = |x| >= 0 and tau > 0: top-k in magnitude.
+
+    With y the regularised solution on a coordinate, h = y/tau where the coordinate is shrunk, and
+    1 where it is kept whole. Computed as the mask's link of width lam tau^(p-1), whose powers stay
+    in the float range at every scale of a.
+    """
+
+    p: float
+
+    def bracket(self, row: Row, lam):
+        _, high = row.bounds(row.k)
+        quantile = jnp.clip(row.normal_start(0.0, 0.0, 0.0), row.mean / 8, high)
+        return jnp.zeros_like(high), high, quantile - self.half_width(quantile, lam)
+
+    def half_width(self, item, lam):
+        item = jnp.maximum(item, jnp.finfo(item.dtype).tiny)
+        half = self._width(item, lam)[0] / 2
+        return half / (1 + half / item)
+
+    def _width(self, tau, lam):
+        """lam tau^(p-1) by its root: the power itself may overflow where the width does not."""
+        root = power(tau, (self.p - 1) / 2)
+        return lam * root * root, root
+
+    def terms(self, gap, tau, lam) -> Terms:
+        u, tau, width, root = self._unit(gap, tau, lam)
+        inside = (u > 0) & (u < 1)
+        v = jnp.where(inside, u, 0.5)
+        # y >= tiny, so that a root tau below it is found at it, with h > 0 wherever a > tau.
+        floor = jnp.finfo(gap.dtype).tiny / tau
+        h = jnp.where(inside, jnp.maximum(power(v, self.exponent), floor), gap > 0)
+        # Bounded: sums of slopes over the row must not overflow either.
+        slope = jnp.minimum(power_slope(v, self.exponent) / width, jnp.finfo(gap.dtype).max / 1e8)
+        slope = jnp.where(inside, slope, 0)
+        return Terms(h, slope, -slope - jnp.where(inside, h / tau, 0), -slope * v * root * root)
+
+    def step(self, gap, tau, k, lam) -> Step:
+        u, tau, width, _ = self._unit(gap, tau, lam)
+        floor = jnp.finfo(gap.dtype).tiny / tau
+        return self._step(u, floor, k, width, width / tau)
+
+    def _unit(self, gap, tau, lam):
+        tau = jnp.maximum(tau, jnp.finfo(gap.dtype).tiny)
+        width, root = self._width(tau, lam)
+        return jnp.where(gap > 0, gap / width, 0), tau, width, root
