@@ -26,7 +26,7 @@ class Terms(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What a search starts from, each of shape `[..., 1]`; k < n."""
+    """What a search starts from, each of shape `[...]`; k < n."""
 
     n: jax.Array  # number of items
     k: jax.Array  # sum of selections to reach
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a pass over a row tells of its root, each of shape `[..., 1]`."""
+    """What a pass over a row tells of its root, each of shape `[...]`."""
 
     excess: jax.Array  # sum h - k
     noise: jax.Array  # rounding error of excess
@@ -65,13 +65,16 @@ class Step(NamedTuple):
 
 
 class Link(Protocol):
-    """What `threshold` asks of a link. Equal links compare equal: they are static arguments."""
+    """What `threshold` asks of a link. Equal links compare equal: they are static arguments.
+
+    Thresholds tau, strengths lam and sums k have the rows' shape `[...]`, items add an axis.
+    """
 
     def bracket(self, row: Row, lam):
         """Thresholds (a, b, start) with the root between a and b."""
 
     def terms(self, gap, tau, lam) -> Terms:
-        """Values at `gap` = x - tau, which the solver computes without cancellation."""
+        """Values at `gap` = x - tau `[..., n]`, computed by the solver without cancellation."""
 
     def half_width(self, item, lam):
         """How far below an item the threshold is that selects about half of it."""
@@ -122,6 +125,7 @@ class LogisticLink(DistributionLink):
         return -jnp.log(share)
 
     def terms(self, gap, tau, lam) -> Terms:
+        lam = lam[..., None]
         u = gap / lam
         h = jax.nn.sigmoid(u)
         slope = h * jax.nn.sigmoid(-u) / lam
@@ -138,6 +142,7 @@ class LaplaceLink(DistributionLink):
         return -jnp.log(share)
 
     def terms(self, gap, tau, lam) -> Terms:
+        lam = lam[..., None]
         u = gap / lam
         half = jnp.exp(-jnp.abs(u)) / 2
         slope = half / lam

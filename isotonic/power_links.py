@@ -5,6 +5,7 @@ Sander et al., "Fast, Differentiable and Sparse Top-k" (ICML 2023), with p > 1 a
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 
 from isotonic.links import Row, Step, Terms
@@ -78,11 +79,14 @@ def _active_set_root(means, rest, pull):
     # Both are above the root and one of them not far; three of Halley's steps, no cube root.
     c = jnp.maximum(c, jnp.finfo(c.dtype).tiny)
     m = jnp.minimum(jnp.exp(jnp.log(c) / 3), c / jnp.maximum(a, jnp.finfo(c.dtype).tiny))
-    for _ in range(3):
+
+    def halley(_, m):
         value, slope = (m**2 + a) * m - c, 3 * m**2 + a
         bend = 2 * slope**2 - 6 * m * value
-        m = m - 2 * value * slope / jnp.where(bend > 0, bend, 1)
-    return m - first
+        return m - 2 * value * slope / jnp.where(bend > 0, bend, 1)
+
+    # A loop, lest XLA fuses three unrolled steps into each of the root's users.
+    return jax.lax.fori_loop(0, 3, halley, m) - first
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class MaskLink(PowerLink):
         )
 
     def terms(self, gap, tau, lam) -> Terms:
+        lam = lam[..., None]
         u = gap / lam
         inside = (u > 0) & (u < 1)
         v = jnp.where(inside, u, 0.5)
@@ -115,7 +120,7 @@ class MaskLink(PowerLink):
         return lam / 2
 
     def step(self, gap, tau, k, lam) -> Step:
-        return self._step(gap / lam, None, k, lam, 0.0)
+        return self._step(gap / lam[..., None], None, k, lam, 0.0)
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ class MagnitudeLink(PowerLink):
         return lam * root * root, root
 
     def terms(self, gap, tau, lam) -> Terms:
-        u, tau, width, root = self._unit(gap, tau, lam)
+        u, tau, width, root = self._unit(gap, tau[..., None], lam[..., None])
         inside = (u > 0) & (u < 1)
         v = jnp.where(inside, u, 0.5)
         # y >= tiny, so that a root tau below it is found at it, with h > 0 wherever a > tau.
@@ -157,8 +162,9 @@ class MagnitudeLink(PowerLink):
         return Terms(h, slope, -slope - jnp.where(inside, h / tau, 0), -slope * v * root * root)
 
     def step(self, gap, tau, k, lam) -> Step:
-        u, tau, width, _ = self._unit(gap, tau, lam)
+        u, tau, width, _ = self._unit(gap, tau[..., None], lam[..., None])
         floor = jnp.finfo(gap.dtype).tiny / tau
+        width, tau = width[..., 0], tau[..., 0]
         return self._step(u, floor, k, width, width / tau)
 
     def _unit(self, gap, tau, lam):

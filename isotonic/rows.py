@@ -9,32 +9,24 @@ LONGEST_DOT = 4096  # a matrix-vector product adds some n/32 terms in sequence: 
 
 
 def row_sum(x):
-    """Sum over the last axis, kept: `[..., n]` to `[..., 1]`.
+    """Sum over the last axis: `[..., n]` to `[...]`.
 
     Written as a product with ones: on CPU that is the vectorised routine, three times faster than
     a reduction and its derivative; elsewhere XLA turns it back into a reduction and fuses it.
     """
     n = x.shape[-1]
     if n > LONGEST_DOT:
-        return x.sum(-1, keepdims=True)
-    return jax.lax.dot_general(
-        x,
-        jnp.ones((n, 1), x.dtype),
-        (((x.ndim - 1,), (0,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-    )
+        return x.sum(-1)
+    ones = jnp.ones(n, x.dtype)
+    return jax.lax.dot_general(x, ones, (((x.ndim - 1,), (0,)), ((), ())), precision="highest")
 
 
 def over_row(t, n):
-    """`t` of shape `[..., 1]` at each of n items: a broadcast whose transpose is `row_sum`."""
+    """`t` `[...]` at each of n items, `[..., n]`: a broadcast whose transpose is `row_sum`."""
     if n > LONGEST_DOT:
-        return jnp.broadcast_to(t, (*t.shape[:-1], n))
-    return jax.lax.dot_general(
-        t,
-        jnp.ones((1, n), t.dtype),
-        (((t.ndim - 1,), (0,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-    )
+        return jnp.broadcast_to(t[..., None], (*t.shape, n))
+    ones = jnp.ones(n, t.dtype)
+    return jax.lax.dot_general(t, ones, (((), ()), ((), ())), precision="highest")
 
 
 def count_both(a, b, dtype):
@@ -61,14 +53,9 @@ class Pair(NamedTuple):
         part = total - self.high
         return Pair(total, (self.high - (total - part)) + (step - part))
 
-    def below(self, other: "Pair"):
-        """Is self < other, elementwise?"""
-        equal = self.high == other.high
-        return (self.high < other.high) | (equal & (self.low < other.low))
-
     def gap(self, x):
-        """x - self, without the rounding of |self|."""
-        return (x - self.high) - self.low
+        """x - self for x `[..., n]` and self `[...]`, without the rounding of |self|."""
+        return (x - self.high[..., None]) - self.low[..., None]
 
     def where(self, condition, other: "Pair") -> "Pair":
         """self where the condition holds, else the other."""

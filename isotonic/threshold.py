@@ -19,18 +19,20 @@ MAX_PASSES = 300  # never reached: bisection of a float64 alone takes fewer; mos
 
 
 class Threshold(NamedTuple):
-    """Solution of a row: `h` of shape [..., n], `tau` of shape [..., 1]."""
+    """Solution of a row: `h` of shape [..., n], `tau` of shape [...]."""
 
     h: jax.Array
     tau: jax.Array
 
 
 class _Search(NamedTuple):
-    """State of the root search, each of shape [..., 1]: the root is between low and high."""
+    """State of the root search, each of shape [...]: the root is between low and high."""
 
     tau: Pair
-    low: Pair
-    high: Pair
+    low: jax.Array
+    high: jax.Array
+    above: jax.Array  # sum h - k at low, > 0; infinite as long as low is only a bound
+    below: jax.Array  # at high, < 0
     done: jax.Array
 
 
@@ -40,9 +42,9 @@ def threshold(link: Link, x, k, lam) -> Threshold:
     Args:
       link: the selection h, see `isotonic.links`; static.
       x: scores `[..., n]`, float32 or float64. Entries of -inf are selected with weight 0.
-      k: sum of the selections, real, in (0, n]; scalar or `[..., 1]`, may be traced. Rows with
+      k: sum of the selections, real, in (0, n]; scalar or `[...]`, may be traced. Rows with
         fewer than k finite entries select all of them.
-      lam: strength > 0; scalar or `[..., 1]`, may be traced.
+      lam: strength > 0; scalar or `[...]`, may be traced.
 
     Returns:
       The selections `h` and the threshold `tau`.
@@ -54,19 +56,17 @@ def threshold(link: Link, x, k, lam) -> Threshold:
       d tau = (dk - \sum_i (h_x dx + h_lam d lam)_i) / \sum_i (h_tau)_i,
     and 0 where no item lies strictly inside the link (the row is already hard).
     """
-    row = (*x.shape[:-1], 1)
-    k, lam = (jnp.broadcast_to(jnp.asarray(a, x.dtype), row) for a in (k, lam))
+    k, lam = (jnp.broadcast_to(jnp.asarray(a, x.dtype), x.shape[:-1]) for a in (k, lam))
     h, tau, rest = _threshold(link, x, k, lam)
     return Threshold(h, tau + rest)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _threshold(link, x, k, lam):
-    x = jnp.minimum(x, jnp.finfo(x.dtype).max)  # +inf would turn the bracket into NaN
-    row, real = _statistics(x, k)
+    row = _statistics(x, k)
     tau = _search(link, x, row, k, lam)
     h = link.terms(tau.gap(x), tau.high, lam).h
-    return jnp.where(k >= row.n, real.astype(x.dtype), h), *tau
+    return jnp.where((k < row.n)[..., None], h, _real(x)), *tau
 
 
 def _threshold_jvp(link, primals, tangents):
@@ -74,7 +74,7 @@ def _threshold_jvp(link, primals, tangents):
     h, *tau = _threshold(link, *primals)
     n = x.shape[-1]
     terms = link.terms(Pair(*tau).gap(x), tau[0], lam)
-    soft = k < row_sum((x > -jnp.inf).astype(x.dtype))
+    soft = (k < row_sum(_real(x)))[..., None]
     slope = jnp.where(soft, terms.dtau, 0)
     total = row_sum(slope)
     inner = total < 0
@@ -92,26 +92,31 @@ def _threshold_jvp(link, primals, tangents):
 _threshold.defjvp(_threshold_jvp, symbolic_zeros=True)
 
 
-def _statistics(x, k) -> tuple[Row, jax.Array]:
-    """The row's statistics, with k kept away from n, and which items are real."""
-    length = x.shape[-1]
-    real = x > -jnp.inf
-    n = row_sum(real.astype(x.dtype))
+def _real(x):
+    """1 for the items that are there, 0 for those of -inf."""
+    return (x > -jnp.inf).astype(x.dtype)
+
+
+def _statistics(x, k) -> Row:
+    """The row's statistics, with k kept away from n."""
+    real, length = _real(x), x.shape[-1]
+    n = row_sum(real)
     count = jnp.maximum(n, 1)
-    # Divided first: a sum of huge entries overflows.
-    mean = row_sum(jnp.where(real, x / length, 0)) * (length / count)
-    deviation = row_sum(jnp.where(real, jnp.abs(x / length - mean / length), 0)) * (length / count)
-    return Row(n, jnp.where(k < n, k, count / 2), mean, deviation), real
+    # Divided first: a sum of huge entries overflows. And +inf is an item like another.
+    part = jnp.where(real > 0, jnp.minimum(x, jnp.finfo(x.dtype).max) / length, 0)
+    mean = row_sum(part) * (length / count)
+    deviation = row_sum(real * jnp.abs(part - mean[..., None] / length)) * (length / count)
+    return Row(n, jnp.where(k < n, k, count / 2), mean, deviation)
 
 
 def _search(link, x, row: Row, k, lam) -> Pair:
     """Newton inside a bracket: the link's own step if it stays inside, else bisection.
 
-    After eight passes every third one bisects, so that no row can crawl.
+    After twelve passes every third one bisects, so that no row can crawl.
     """
     zero = jnp.zeros_like(k)
     eps = jnp.finfo(x.dtype).eps
-    enough = 2 * eps * jnp.minimum(k, 1)  # no h moves by more than the sum does
+    enough = 8 * eps * jnp.minimum(k, 1)  # no h moves by more than the sum does
 
     def unfinished(carry):
         search, passes = carry
@@ -121,46 +126,53 @@ def _search(link, x, row: Row, k, lam) -> Pair:
         search, passes = carry
         tau = search.tau
         step = link.step(tau.gap(x), tau.high, k, lam)
-        low = tau.where(step.excess > 0, search.low)
-        high = tau.where(step.excess < 0, search.high)
+        over, under = step.excess > 0, step.excess < 0
+        low, high = jnp.where(over, tau.high, search.low), jnp.where(under, tau.high, search.high)
+        above = jnp.where(over, step.excess, search.above)
+        below = jnp.where(under, step.excess, search.below)
         newton = tau.plus(step.move)
-        inside = low.below(newton) & newton.below(high)  # false for NaN
+        # A threshold may be any offset from a float, but else the ends are not tried again.
+        inside = (low < newton.high) & (newton.high < high)  # false for NaN
+        inside |= jnp.abs(step.move) <= 4 * eps * jnp.abs(tau.high)
         small = jnp.abs(step.move) <= 4 * eps * step.width
         # The negation is true for NaN, which no iteration mends.
         converged = small | ~(jnp.abs(step.excess) > jnp.maximum(enough, step.noise))
-        bisect = (passes >= 8) & (passes % 3 == 2)
-        middle = _middle(low, high, step.width)
-        last = jnp.isnan(step.move) & ((jnp.abs(step.excess) < 1) | (passes % 2 == 1))
-        last &= ~search.done & ~bisect
-        item = jax.lax.cond(last.any(), partial(_last_item, link), lambda *_: middle, x, tau, step, lam)
-        middle = item.where(last & low.below(item) & item.below(high), middle)
-        stuck = ~(low.below(middle) & middle.below(high))
+        bisect = (passes >= 12) & (passes % 3 == 2)
+        middle = Pair(_middle(low, high, step.width), zero)
+        share = above / (above - below)  # 0 or NaN where an end is only a bound
+        secant = Pair(low, zero).plus((high - low) * share)
+        straight = (passes % 2 == 0) & ~bisect & (share > 0) & (secant.high < high)
+        middle = secant.where(straight, middle)
+        # It costs a pass of its own, so not for what the next step may mend.
+        last = ((passes % 2 == 1) | (passes > 4)) & ~bisect & jnp.isnan(step.move) & ~search.done
+        next_item = partial(_next_item, link)
+        item = jax.lax.cond(last.any(), next_item, lambda *_: middle, x, tau, step, lam)
+        middle = item.where(last & (low <= item.high) & (item.high <= high), middle)
+        stuck = ~last & ~straight & ~((low < middle.high) & (middle.high < high))
         there = newton.where(inside & ~(bisect & ~converged), tau.where(converged | stuck, middle))
         done = search.done | converged | (stuck & ~inside)
-        return _Search(tau.where(search.done, there), low, high, done), passes + 1
+        return _Search(tau.where(search.done, there), low, high, above, below, done), passes + 1
 
     low, high, start = link.bracket(row, lam)
     inside = (low < start) & (start < high)
     start = Pair(jnp.where(inside, start, middle_float(low, high)), zero)
-    search = _Search(start, Pair(low, zero), Pair(high, zero), k >= row.n)
+    search = _Search(start, low, high, zero + jnp.inf, zero - jnp.inf, k >= row.n)
     return jax.lax.while_loop(unfinished, improve, (search, 0))[0].tau
 
 
-def _middle(low: Pair, high: Pair, width) -> Pair:
+def _middle(low, high, width):
     """A point between: half way where the bracket is narrow, else half way in order of floats."""
-    between = middle_float(low.high, high.high)
-    span = (high.high - low.high) + (high.low - low.low)
-    wide = (span > 1000 * width) & (low.high < between) & (between < high.high)
-    return Pair(between, jnp.zeros_like(span)).where(wide, low.plus(span / 2))
+    half = low / 2 + high / 2
+    return jnp.where(high - low <= 1000 * width, half, middle_float(low, high))
 
 
-def _last_item(link, x, tau: Pair, step, lam) -> Pair:
-    """Where no item is inside the link and less than one is missing, the root has the next inside.
+def _next_item(link, x, tau: Pair, step, lam) -> Pair:
+    """The threshold that has the next item inside the link: the one below, or the least whole one.
 
     With a narrow link this is the last step of a selection, which bisection takes one bit a pass.
     """
-    gap = tau.gap(x)
-    below = jnp.where(gap <= 0, x, -jnp.inf).max(-1, keepdims=True)
-    above = jnp.where(gap > 0, x, jnp.inf).min(-1, keepdims=True)
+    h = link.terms(tau.gap(x), tau.high, lam).h
+    below = jnp.where(h < 0.5, x, -jnp.inf).max(-1)
+    above = jnp.where(h >= 1, x, jnp.inf).min(-1)
     item = jnp.where(step.excess < 0, below, above)
     return Pair(item, jnp.zeros_like(item)).plus(-link.half_width(item, lam))

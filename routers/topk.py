@@ -10,16 +10,13 @@ exact zeros. p = 2 is piecewise linear, p = 4/3 continuously differentiable. Wit
   dykstra     sort, then the paper's alternating projections  2      many passes, inexact
 """
 
-import math
-
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from isotonic.pnorm import isotonic_pnorm
 from isotonic.power_links import MagnitudeLink, MaskLink
 from isotonic.powers import positive_power
 from isotonic.threshold import threshold
+from routers.operands import check_norm, rows
 
 
 def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
@@ -49,7 +46,8 @@ def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
 
     Source: Sander et al. 2023, the relaxed top-k mask.
     """
-    x, k, lam, restore = _rows(x, k, strength, p, axis)
+    check_norm(p)
+    x, k, lam, restore = rows(x, k, strength, axis)
     if solver == "threshold":
         return restore(threshold(MaskLink(float(p)), x, k, lam).h)
     y, _ = _by_isotonic(x, k, lam, p, solver, magnitude=False)
@@ -73,12 +71,14 @@ def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis
 
     Source: Sander et al. 2023, the relaxed top-k in magnitude (phi(x) = x^2/2).
     """
-    x, k, lam, restore = _rows(x, k, strength, p, axis)
+    check_norm(p)
+    x, k, lam, restore = rows(x, k, strength, axis)
     sign, a = jnp.sign(x), jnp.abs(x)
     if solver == "threshold":
         # Zeros are absent: with fewer than k others the root is tau = 0, far for a bisection.
         h, tau = threshold(MagnitudeLink(float(p)), jnp.where(a > 0, a, -jnp.inf), k, lam)
         # y = h tau and lam y^(p-1) = a - tau where 0 < h < 1.
+        tau = tau[..., None]
         out = jnp.where(h < 1, jnp.where(h > 0, h * tau + (a - tau), 0), a)
     else:
         y, shift = _by_isotonic(a, k, lam, p, solver, magnitude=True)
@@ -93,32 +93,10 @@ def _by_isotonic(x, k, lam, p, solver, magnitude):
     """
     order = jnp.argsort(-x, axis=-1)
     s = jnp.take_along_axis(x, order, -1)
+    k, lam = k[..., None], lam[..., None]
     w = jnp.clip(k - jnp.arange(x.shape[-1], dtype=x.dtype), 0, 1)
     v = isotonic_pnorm(s, w, lam=lam, p=p, magnitude=magnitude, solver=solver)
     shift = jnp.where(s > -jnp.inf, s, 0) - jnp.where(s > -jnp.inf, v, 0)
     y = positive_power(shift / lam, 1 / (p - 1))
     inverse = jnp.argsort(order, axis=-1)
     return tuple(jnp.take_along_axis(a, inverse, -1) for a in (y, jnp.maximum(shift, 0)))
-
-
-def _rows(x, k, strength, p, axis):
-    """x with its items last, k and lam as `[..., 1]`, in the solver's dtype; and the way back."""
-    x = jnp.asarray(x)
-    if not p > 1 or math.isinf(p):
-        raise ValueError(f"p must be a finite number above 1, not {p}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"scores must be floating point, not {x.dtype}")
-    n = x.shape[axis]
-    for name, value, low, high in (("k", k, 0, n), ("strength", strength, 0, math.inf)):
-        if isinstance(value, jax.core.Tracer):
-            continue
-        value = np.asarray(value)
-        if not ((value > low) & (value <= high)).all():
-            limit = f" and at most {high}, the length of axis {axis}" if high < math.inf else ""
-            raise ValueError(f"{name} must be above {low}{limit}; got {value}")
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    rows = jnp.moveaxis(x, axis, -1).astype(dtype)
-    k, lam = (
-        jnp.broadcast_to(jnp.asarray(a, dtype), rows.shape[:-1])[..., None] for a in (k, strength)
-    )
-    return rows, k, lam, lambda y: jnp.moveaxis(y, -1, axis).astype(x.dtype)

@@ -10,8 +10,8 @@ from jax.test_util import check_grads
 from scipy import optimize
 
 from isotonic.pav import pav
-from isotonic.powers import conjugate_exponent
 from isotonic.pnorm import isotonic_pnorm
+from isotonic.powers import conjugate_exponent
 
 N = 8
 RNG = np.random.default_rng(0)
