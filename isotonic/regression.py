@@ -8,15 +8,19 @@ import numpy as np
 
 from isotonic.blocks import Fit, block_sum
 from isotonic.dykstra import dykstra
+from isotonic.merge import merge
 from isotonic.pav import pav
 
 # A solver takes (y, w), both [..., n] and of one float dtype, and returns the decreasing fit with
 # fields `v` and `block`, see `isotonic.blocks.Fit`.
-SOLVERS = {"pav": pav, "dykstra": dykstra}
+SOLVERS = {"pav": pav, "merge": merge, "dykstra": dykstra}
 
 
-def isotonic_regression(y, weights=None, *, increasing=True, solver="pav", axis=-1):
-    r"""Solve  argmin_v  1/2 \sum_i w_i (y_i - v_i)^2  subject to v monotone along `axis`.
+def isotonic_regression(
+    y, weights=None, *, increasing=True, solver=None, axis=-1, y_min=None, y_max=None
+):
+    r"""Solve  argmin_v  1/2 \sum_i w_i (y_i - v_i)^2  subject to v monotone along `axis`,
+    and y_min <= v_i <= y_max.
 
     Args:
       y: data, any shape; every line along `axis` is a problem of its own, of any length n >= 0.
@@ -25,8 +29,13 @@ def isotonic_regression(y, weights=None, *, increasing=True, solver="pav", axis=
         `IsotonicRegression` fits after dropping the point; its own value is the limit of small
         equal weights, which keeps the fit continuous. Solver "dykstra" takes no zeros.
       increasing: v_1 <= ... <= v_n if True, v_1 >= ... >= v_n if False; static.
-      solver: "pav" (exact, sequential) or "dykstra" (iterative, slow to converge on wide pools).
+      solver: "pav" (exact, sequential), "merge" (exact, data-parallel, of depth log n), "dykstra"
+        (iterative, slow to converge on wide pools), or None: "pav" on CPU, where it is the fastest
+        at every size measured (docs/benchmarks.md), and "merge" elsewhere, where a sequential
+        solver pays a kernel launch for every position.
       axis: the axis along which v is monotone.
+      y_min, y_max: bounds on v, scalars or arrays that broadcast to y; no bound if None. The
+        bounded fit is the unbounded one, clipped.
 
     Returns:
       v, of y's shape and float dtype; integers become the default float. float16 and bfloat16
@@ -41,7 +50,7 @@ def isotonic_regression(y, weights=None, *, increasing=True, solver="pav", axis=
     Where y lies between two sets of blocks, those of the solver are used. In a block without
     weight dv is the plain mean of dy.
     """
-    solve = find_solver(solver)
+    solve = _automatic if solver is None else find_solver(solver)
     y = jnp.asarray(y)
     dtype = y.dtype if jnp.issubdtype(y.dtype, jnp.floating) else jnp.result_type(float)
     precise = jnp.promote_types(dtype, jnp.float32)
@@ -57,7 +66,14 @@ def isotonic_regression(y, weights=None, *, increasing=True, solver="pav", axis=
     fit = jax.jit(_fit, static_argnums=0)  # so that eager calls do not retrace the loops
     # Negating keeps the order of positions, so that both directions share one layout of blocks.
     v = -fit(solve, -y, w).v if increasing else fit(solve, y, w).v
-    return jnp.moveaxis(v, -1, axis).astype(dtype)
+    v = jnp.moveaxis(v, -1, axis)
+    if y_min is not None or y_max is not None:
+        v = jnp.clip(v, y_min, y_max)
+    return v.astype(dtype)
+
+
+def _automatic(y, w) -> Fit:
+    return jax.lax.platform_dependent(y, w, cpu=pav, default=merge)
 
 
 def find_solver(name: str):
