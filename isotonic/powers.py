@@ -34,14 +34,13 @@ def power_slope(u, exponent: float):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def positive_power(u, exponent: float):
-    """max(u, 0) ** exponent, with derivative 0 for u <= 0 and a finite one everywhere."""
-    return jnp.where(u > 0, power(jnp.where(u > 0, u, 1), exponent), 0)
+def signed_power(u, exponent: float):
+    """sign(u) |u| ** exponent, with a finite derivative everywhere."""
+    size = jnp.abs(u)
+    return jnp.sign(u) * jnp.where(size > 0, power(jnp.where(size > 0, size, 1), exponent), 0)
 
 
-@positive_power.defjvp
-def _positive_power_jvp(exponent, primals, tangents):
+@signed_power.defjvp
+def _signed_power_jvp(exponent, primals, tangents):
     (u,), (du,) = primals, tangents
-    inside = u > 0
-    slope = jnp.where(inside, power_slope(jnp.where(inside, u, 1), exponent), 0)
-    return positive_power(u, exponent), slope * du
+    return signed_power(u, exponent), power_slope(jnp.abs(u), exponent) * du

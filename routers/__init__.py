@@ -1,8 +1,12 @@
 """Routers for mixtures of experts behind one interface, and the operators they are made of."""
 
+from routers.entmax import entmax, sparsemax
 from routers.expert_choice import ExpertChoice, SparseExpertChoice
+from routers.perturbed import perturbed_kth_value, perturbed_topk_mask, topk_hinge_loss
 from routers.routing import Router, Routing
+from routers.soft_masks import lapsum_topk_mask, sigmoid_topk_mask, sinkhorn_topk_mask
 from routers.soft_moe import SoftMoE
+from routers.sorted_sinkhorn import sorted_sinkhorn_topk
 from routers.token_choice import SparseTopK, TopK
 from routers.topk import sparse_topk_magnitude, sparse_topk_mask
 
@@ -19,6 +23,15 @@ __all__ = [
     "ROUTERS",
     "Router",
     "Routing",
+    "entmax",
+    "lapsum_topk_mask",
+    "perturbed_kth_value",
+    "perturbed_topk_mask",
+    "sigmoid_topk_mask",
+    "sinkhorn_topk_mask",
+    "sorted_sinkhorn_topk",
     "sparse_topk_magnitude",
     "sparse_topk_mask",
+    "sparsemax",
+    "topk_hinge_loss",
 ]

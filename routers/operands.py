@@ -1,6 +1,7 @@
 """What every top-k operator does with its arguments: check them, and put the items last."""
 
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,15 @@ def check_norm(p):
     """Is p the exponent of a norm that has a conjugate?"""
     if not p > 1 or math.isinf(p):
         raise ValueError(f"p must be a finite number above 1, not {p}")
+
+
+def whole(k):
+    """k as a Python number, for the operators that cannot select a fraction of an item."""
+    try:
+        return operator.index(k)
+    except TypeError:
+        message = f"k must be a whole number, one for all rows and not traced; got {k}"
+        raise ValueError(message) from None
 
 
 def rows(x, k, strength, axis):

@@ -7,16 +7,16 @@ exact zeros. p = 2 is piecewise linear, p = 4/3 continuously differentiable. Wit
   solver      what it does                                    p      work per row
   threshold   one scalar root (`isotonic.threshold`)          any    a few passes
   pav         sort, then pool adjacent violators              any    sequential
+  merge       sort, then join solved halves                   any    log n levels
   dykstra     sort, then the paper's alternating projections  2      many passes, inexact
 """
 
 import jax.numpy as jnp
 
-from isotonic.pnorm import isotonic_pnorm
 from isotonic.power_links import MagnitudeLink, MaskLink
-from isotonic.powers import positive_power
 from isotonic.threshold import threshold
 from routers.operands import check_norm, rows
+from routers.permutahedron import project_rows
 
 
 def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
@@ -32,7 +32,7 @@ def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
       p: norm of the regulariser, > 1, static.
       strength: lam > 0; a number or an array like k. May be traced. The mask is the hard one
         exactly where x_(k) - x_(k+1) >= lam, and tends to k/n as lam grows.
-      solver: "threshold", "pav" or "dykstra" (p = 2 only).
+      solver: "threshold", or a solver of `isotonic.isotonic_regression`.
       axis: the axis of the items.
 
     Returns:
@@ -50,8 +50,7 @@ def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
     x, k, lam, restore = rows(x, k, strength, axis)
     if solver == "threshold":
         return restore(threshold(MaskLink(float(p)), x, k, lam).h)
-    y, _ = _by_isotonic(x, k, lam, p, solver, magnitude=False)
-    return restore(y)
+    return restore(project_rows(x, _top(k, x), lam, p, solver)[0])
 
 
 def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
@@ -81,22 +80,11 @@ def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis
         tau = tau[..., None]
         out = jnp.where(h < 1, jnp.where(h > 0, h * tau + (a - tau), 0), a)
     else:
-        y, shift = _by_isotonic(a, k, lam, p, solver, magnitude=True)
-        out = y + shift
+        y, shift = project_rows(a, _top(k, x), lam, p, solver, magnitude=True)
+        out = y + jnp.maximum(shift, 0)
     return restore(sign * out)
 
 
-def _by_isotonic(x, k, lam, p, solver, magnitude):
-    """Solve through sorting and isotonic optimization with w = 1_k: y and s - v*, in x's order.
-
-    v* solves  min_{v_1 >= ... >= v_n} R*(s - v) + f(v), and y = ((s - v*)/lam)^(q-1).
-    """
-    order = jnp.argsort(-x, axis=-1)
-    s = jnp.take_along_axis(x, order, -1)
-    k, lam = k[..., None], lam[..., None]
-    w = jnp.clip(k - jnp.arange(x.shape[-1], dtype=x.dtype), 0, 1)
-    v = isotonic_pnorm(s, w, lam=lam, p=p, magnitude=magnitude, solver=solver)
-    shift = jnp.where(s > -jnp.inf, s, 0) - jnp.where(s > -jnp.inf, v, 0)
-    y = positive_power(shift / lam, 1 / (p - 1))
-    inverse = jnp.argsort(order, axis=-1)
-    return tuple(jnp.take_along_axis(a, inverse, -1) for a in (y, jnp.maximum(shift, 0)))
+def _top(k, x):
+    """The vector 1_k: k ones, then zeros; for k between whole numbers, the rest of it between."""
+    return jnp.clip(k[..., None] - jnp.arange(x.shape[-1], dtype=x.dtype), 0, 1)

@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 from scipy import optimize
 
 from isotonic.pav import pav
-from isotonic.pnorm import isotonic_pnorm
+from isotonic.pnorm import PNORM_SOLVERS, isotonic_pnorm
 from isotonic.powers import conjugate_exponent
 
 N = 8
@@ -25,11 +25,12 @@ P = [2.0, 1.5, 4 / 3, 3.0, 1.2]
 
 norms = pytest.mark.parametrize("p", P)
 problems = pytest.mark.parametrize("magnitude", [False, True])
+solvers = pytest.mark.parametrize("solver", sorted(PNORM_SOLVERS))
 
 
-@partial(jax.jit, static_argnames=("p", "magnitude"))
-def solve(s, w, lam, p, magnitude):
-    return isotonic_pnorm(s, w, lam=lam, p=p, magnitude=magnitude)
+@partial(jax.jit, static_argnames=("p", "magnitude", "solver"))
+def solve(s, w, lam, p, magnitude, solver="pav"):
+    return isotonic_pnorm(s, w, lam=lam, p=p, magnitude=magnitude, solver=solver)
 
 
 def scores(magnitude, seed=1, shape=(3, N)):
@@ -57,13 +58,14 @@ def reference(s, w, lam, p, magnitude):
 @pytest.mark.parametrize("name", WEIGHTS)
 @problems
 @norms
-def test_equals_the_min_max_formula(p, magnitude, name, lam):
+@solvers
+def test_equals_the_min_max_formula(solver, p, magnitude, name, lam):
     s, w = scores(magnitude), WEIGHTS[name]
     expected = np.stack([reference(row, w, lam, p, magnitude) for row in s])
     with jax.enable_x64(True):
-        np.testing.assert_allclose(solve(s, w, lam, p, magnitude), expected, atol=1e-12)
+        np.testing.assert_allclose(solve(s, w, lam, p, magnitude, solver), expected, atol=1e-12)
     s, w = s.astype(np.float32), w.astype(np.float32)
-    np.testing.assert_allclose(solve(s, w, lam, p, magnitude), expected, atol=5e-6)
+    np.testing.assert_allclose(solve(s, w, lam, p, magnitude, solver), expected, atol=5e-6)
 
 
 @problems
@@ -95,16 +97,23 @@ def test_both_solvers_at_p_2(magnitude):
     np.testing.assert_allclose(exact, plain.v, atol=1e-6)
 
 
+SLOW = [
+    pytest.param(p, solver, marks=pytest.mark.slow) for p, solver in ((1.5, "pav"), (3.0, "pav"))
+]
+
+
 @problems
-@pytest.mark.parametrize("p", [pytest.param(1.5, marks=pytest.mark.slow), 4 / 3, 3.0])
-def test_derivatives_equal_finite_differences(p, magnitude):
+@pytest.mark.parametrize(
+    ("p", "solver"), [(4 / 3, "pav"), *((p, "merge") for p in (1.5, 4 / 3, 3.0)), *SLOW]
+)
+def test_derivatives_equal_finite_differences(p, solver, magnitude):
     with jax.enable_x64(True):
         s = jnp.asarray(scores(magnitude, seed=2))
         w, lam = jnp.asarray(WEIGHTS["random"]), jnp.asarray([[0.5], [1.0], [2.0]])
 
         @jax.jit
         def loss(s, w, lam):
-            v = solve(s, w, lam, p, magnitude)
+            v = solve(s, w, lam, p, magnitude, solver)
             return (jnp.cos(1.7 * jnp.arange(v.size)).reshape(v.shape) * v).sum()
 
         check_grads(loss, (s, w, lam), order=1, modes=("fwd", "rev"), rtol=1e-6, atol=1e-6)
@@ -131,14 +140,14 @@ def test_derivatives_of_the_relaxed_top_k_of_float32(p, magnitude):
 
 
 @problems
-@pytest.mark.parametrize("p", [4 / 3, 3.0])
-def test_finite_on_degenerate_rows_and_scales(p, magnitude):
+@pytest.mark.parametrize(("p", "solver"), [(4 / 3, "pav"), (3.0, "merge")])
+def test_finite_on_degenerate_rows_and_scales(p, solver, magnitude):
     rows = np.asarray([[2, 2, 2, 1, 1, 1, 0, 0], [1] * N, [0] * N, [7, 3, 2, 1, 0, 0, 0, 0]], float)
 
     @jax.jit
     def slopes(s, w, lam):
         def loss(s, w, lam):
-            return (jnp.cos(jnp.arange(N)) * solve(s, w, lam, p, magnitude)).sum()
+            return (jnp.cos(jnp.arange(N)) * solve(s, w, lam, p, magnitude, solver)).sum()
 
         return jax.vmap(jax.value_and_grad(loss, (0, 1, 2)), in_axes=(0, None, None))(s, w, lam)
 

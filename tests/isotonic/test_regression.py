@@ -42,17 +42,33 @@ def test_equals_scipy_and_sklearn(solver, name, increasing, weights):
     np.testing.assert_allclose(v, expected, atol=atol)
 
 
+@pytest.mark.parametrize("solver", [None, "merge"])
 @pytest.mark.parametrize("increasing", [True, False])
-def test_zero_weights_drop_out_as_in_sklearn(increasing):
+def test_zero_weights_drop_out_as_in_sklearn(increasing, solver):
     w = np.asarray([1, 0, 2, 0, 0, 1, 0.5, 0, 1, 0.0])
     for y in ROWS.values():
-        v = isotonic_regression(y.astype(np.float32), w, increasing=increasing)
+        v = isotonic_regression(y.astype(np.float32), w, increasing=increasing, solver=solver)
         model = IsotonicRegression(increasing=increasing).fit(np.arange(N), y, sample_weight=w)
         np.testing.assert_allclose(v[w > 0], model.predict(np.arange(N)[w > 0]), atol=1e-5)
         assert (np.diff(v) * (1 if increasing else -1) >= 0).all()
     y = ROWS["noise"].astype(np.float32)
-    nothing = isotonic_regression(y, np.zeros(N), increasing=increasing)
-    np.testing.assert_allclose(nothing, isotonic_regression(y, increasing=increasing))
+    nothing = isotonic_regression(y, np.zeros(N), increasing=increasing, solver=solver)
+    np.testing.assert_allclose(nothing, isotonic_regression(y, increasing=increasing), atol=1e-6)
+
+
+@pytest.mark.parametrize("bounds", [(-0.5, 0.4), (None, 0.1), (0.0, None)])
+@pytest.mark.parametrize("increasing", [True, False])
+def test_bounds_as_in_sklearn(increasing, bounds):
+    low, high = bounds
+    for y in ROWS.values():
+        for w in (None, WEIGHTS["random"]):
+            v = isotonic_regression(
+                y.astype(np.float32), w, increasing=increasing, y_min=low, y_max=high
+            )
+            expected = sklearn_regression(
+                y, sample_weight=w, increasing=increasing, y_min=low, y_max=high
+            )
+            np.testing.assert_allclose(v, expected, atol=2e-6)
 
 
 @solvers
@@ -95,7 +111,7 @@ def test_lengths_and_dtypes(solver):
 
 def test_errors_say_what_to_type():
     y = jnp.zeros(3)
-    with pytest.raises(ValueError, match=r"unknown solver 'pool'; known: dykstra.*pav"):
+    with pytest.raises(ValueError, match=r"unknown solver 'pool'; known: dykstra, merge, pav"):
         isotonic_regression(y, solver="pool")
     with pytest.raises(ValueError, match="must not be negative"):
         isotonic_regression(y, [1.0, -1.0, 1.0])
@@ -110,13 +126,14 @@ def loss(y, w, increasing=True, solver="pav"):
     return (jnp.cos(1.7 * jnp.arange(v.size)).reshape(v.shape) * v).sum()
 
 
+@pytest.mark.parametrize("solver", ["pav", "merge"])
 @pytest.mark.parametrize("increasing", [True, False])
-def test_derivatives_equal_finite_differences(increasing):
+def test_derivatives_equal_finite_differences(increasing, solver):
     rng = np.random.default_rng(3)
     with jax.enable_x64(True):
         y, w = jnp.asarray(rng.normal(size=(4, N))), jnp.asarray(rng.uniform(0.3, 2, (4, N)))
         check_grads(
-            jax.jit(lambda y, w: loss(y, w, increasing)),
+            jax.jit(lambda y, w: loss(y, w, increasing, solver)),
             (y, w),
             order=1,
             modes=("fwd", "rev"),
@@ -142,12 +159,13 @@ def test_jacobian_of_a_pool_is_its_mean():
     np.testing.assert_allclose(jacobian, pool, atol=1e-6)
 
 
-slopes = jax.jit(jax.grad(loss, (0, 1)))
+slopes = jax.jit(jax.grad(loss, (0, 1)), static_argnames="solver")
 
 
+@pytest.mark.parametrize("solver", ["pav", "merge"])
 @pytest.mark.parametrize("weights", [np.ones(N), np.zeros(N), np.arange(N) % 2])
 @pytest.mark.parametrize("name", ROWS)
-def test_derivatives_are_finite(name, weights):
+def test_derivatives_are_finite(name, weights, solver):
     y, w = jnp.asarray(ROWS[name], jnp.float32), jnp.asarray(weights, jnp.float32)
-    for g in slopes(y, w):
+    for g in slopes(y, w, solver=solver):
         assert jnp.isfinite(g).all()

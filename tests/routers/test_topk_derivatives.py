@@ -11,6 +11,7 @@ from routers import sparse_topk_magnitude, sparse_topk_mask
 P = [2.0, 1.5, 4 / 3, 3.0]
 SLOW = [pytest.param(p, "pav", marks=pytest.mark.slow) for p in (1.5, 3.0)]
 SOLVERS = [*((p, "threshold") for p in P), (2.0, "pav"), (4 / 3, "pav"), (2.0, "dykstra"), *SLOW]
+SOLVERS += [(2.0, "merge"), (4 / 3, "merge")]
 WEIGHTS = np.cos(1.7 * np.arange(8))  # a plain sum of the mask is k: its gradient hides everything
 
 operators = pytest.mark.parametrize(

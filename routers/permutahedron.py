@@ -1,0 +1,101 @@
+r"""Projections onto permutahedra: soft sorting and soft ranking.
+
+The permutahedron P(w) is the convex hull of all permutations of w. Ranking and sorting are linear
+programs over it; a regulariser makes their solutions continuous functions of x that still agree
+with the hard ones where the gaps between the entries of x are large enough.
+
+Blondel, Teboul, Berthet and Djolonga, "Fast Differentiable Sorting and Ranking" (ICML 2020), for
+p = 2; the p-norm as in Sander et al. (ICML 2023).
+"""
+
+import jax.numpy as jnp
+
+from isotonic.pnorm import isotonic_pnorm
+from isotonic.powers import conjugate_exponent, signed_power
+from routers.operands import check_norm, rows
+
+
+def permutahedron_projection(z, w, *, p=2.0, strength=1.0, solver=None, axis=-1):
+    r"""Regularised linear program over the permutahedron of w.
+
+      argmax_{y in P(w)}  <z, y> - (lam/p) ||y||_p^p,    lam = strength;
+
+    for p = 2 the Euclidean projection of z/lam onto P(w).
+
+    Args:
+      z: scores, any shape; float16, bfloat16, float32 or float64 (solved in float32 or better).
+      w: any vector of the axis' length, or an array that broadcasts to z; in any order.
+      p: norm of the regulariser, > 1, static.
+      strength: lam > 0; a number, or an array that broadcasts against z without `axis`. May be
+        traced.
+      solver: as for `isotonic.isotonic_regression`; for p != 2 "merge" (the default), or "pav" if
+        w >= 0.
+      axis: the axis of the items.
+
+    Returns:
+      y, of z's shape and dtype; along the axis it adds up to the sum of w.
+
+    Derivative in z, w and strength, forward and reverse, by the blocks of the isotonic solution;
+    piecewise linear for p = 2. Where entries tie, that of one of the orders.
+
+    Raises:
+      ValueError: p <= 1, an unknown solver, strength <= 0 (where not traced).
+    """
+    check_norm(p)
+    z, _, lam, restore = rows(z, 1, strength, axis)
+    w = jnp.asarray(w, z.dtype)
+    if w.ndim > 1:
+        w = jnp.moveaxis(jnp.broadcast_to(w, restore(z).shape), axis, -1)
+    w = jnp.broadcast_to(-jnp.sort(-w, axis=-1), z.shape)
+    return restore(project_rows(z, w, lam, p, solver)[0])
+
+
+def soft_rank(x, *, p=2.0, strength=1.0, descending=False, solver=None, axis=-1):
+    r"""Differentiable ranks: 1 for the smallest entry to n for the largest, ties shared.
+
+    The projection of x onto the permutahedron of (1, ..., n); of -x if `descending`, so that 1 is
+    the rank of the largest. For p = 2 ranks are exact where neighbours are at least `strength`
+    apart, and tend to (n + 1)/2 as it grows.
+
+    Arguments, derivatives and errors as for `permutahedron_projection`.
+
+    Source: Blondel et al. 2020, soft rank.
+    """
+    ranks = jnp.arange(1, jnp.shape(x)[axis] + 1)
+    x = -jnp.asarray(x) if descending else x
+    return permutahedron_projection(x, ranks, p=p, strength=strength, solver=solver, axis=axis)
+
+
+def soft_sort(x, *, p=2.0, strength=1.0, descending=False, solver=None, axis=-1):
+    r"""Differentiable sorting, in increasing order unless `descending`.
+
+    The projection of (1, ..., n) onto the permutahedron of x. For p = 2 the values are exact where
+    neighbours in sorted order are at most 1/strength apart, and tend to the mean as it grows.
+
+    Arguments, derivatives and errors as for `permutahedron_projection`.
+
+    Source: Blondel et al. 2020, soft sort.
+    """
+    x = jnp.asarray(x)
+    n = x.shape[axis]
+    order = jnp.arange(n, 0, -1) if descending else jnp.arange(1, n + 1)
+    order = order.astype(jnp.promote_types(x.dtype, jnp.float32))
+    z = jnp.moveaxis(jnp.broadcast_to(order, jnp.moveaxis(x, axis, -1).shape), -1, axis)
+    y = permutahedron_projection(z, x, p=p, strength=strength, solver=solver, axis=axis)
+    return y.astype(x.dtype)
+
+
+def project_rows(x, w, lam, p, solver, magnitude=False):
+    """Through sorting and isotonic optimization: y and s - v*, in the order of x `[..., n]`.
+
+    v* solves  min_{v_1 >= ... >= v_n} R*(s - v) + f(v)  for w `[..., n]` in decreasing order, lam
+    `[...]`, and y = sign(s - v*) (|s - v*|/lam)^(q-1).
+    """
+    lam = lam[..., None]
+    order = jnp.argsort(-x, axis=-1)
+    s = jnp.take_along_axis(x, order, -1)
+    v = isotonic_pnorm(s, w, lam=lam, p=p, magnitude=magnitude, solver=solver)
+    shift = jnp.where(s > -jnp.inf, s, 0) - jnp.where(s > -jnp.inf, v, 0)
+    y = signed_power(shift / lam, conjugate_exponent(p))
+    inverse = jnp.argsort(order, axis=-1)
+    return tuple(jnp.take_along_axis(a, inverse, -1) for a in (y, shift))

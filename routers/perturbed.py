@@ -1,0 +1,158 @@
+r"""Top-k operators smoothed by Gaussian noise, and the loss that is made of one.
+
+The mean of a hard operator over random perturbations of its input is smooth. With Z standard
+normal and lam = strength, each is an average over `num_samples` draws of
+
+  perturbed_topk_mask     E mask(x + lam Z)       derivative by integration by parts
+  perturbed_kth_value     E (x + lam Z)_(k)       derivative draw by draw
+
+where mask(x) marks the k largest entries and x_(k) is the k-th largest. Value and derivative use
+the same draws; both are unbiased, and their errors fall as 1/sqrt(num_samples).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from routers.operands import rows, whole
+
+
+def perturbed_topk_mask(x, k, key, *, num_samples=100, strength=1.0, axis=-1):
+    r"""Top-k mask averaged over noise: weights in [0, 1] that sum to k.
+
+    y = (1/B) \sum_b mask(x + lam Z_b),    Z_b ~ N(0, I),  lam = strength,  B = num_samples.
+
+    Args:
+      x: scores, any shape; float16, bfloat16, float32 or float64 (perturbed in float32 or better).
+        Entries of -inf get weight 0; rows with fewer than k others select all of them.
+      k: how many to select, static, a whole number in [1, n].
+      key: key of the draws.
+      num_samples: B, static. Memory grows with it: all draws are held at once.
+      strength: lam > 0; a number or an array that broadcasts against x without `axis`. May be
+        traced. The mean tends to the hard mask as lam falls and to k/n as it grows.
+      axis: the axis of the items.
+
+    Returns:
+      The mask, of x's shape and dtype: whole multiples of 1/B.
+
+    Derivative in x and strength, forward and reverse, of first order only: the mean over b of
+    (mask(x + lam Z_b) - mask(x)) (<Z_b, dx> + (|Z_b|^2 - n) d lam) / lam.  Unbiased for that of
+    the expectation; mask(x), which adds 0 on average, keeps the sum at k and hard rows free of
+    noise.
+
+    Raises:
+      ValueError: k not whole, not static or outside [1, n], num_samples < 1, or strength <= 0
+        (where not traced).
+
+    Source: Berthet et al. 2020, perturbed optimizers.
+    """
+    k = whole(k)
+    x, _, lam, restore = rows(x, k, strength, axis)
+    return restore(_mean_mask(k, x, lam, _noise(key, num_samples, x)))
+
+
+def perturbed_kth_value(x, k, key, *, num_samples=10, strength=1.0, axis=-1):
+    r"""The k-th largest score averaged over noise: a smooth order statistic.
+
+    t = (1/B) \sum_b (x + lam Z_b)_(k),    Z_b ~ N(0, I),  lam = strength,  B = num_samples.
+
+    Arguments and errors as for `perturbed_topk_mask`.
+
+    Returns:
+      The value, of x's shape without `axis` and of its dtype; -inf where a row has fewer than k
+      entries above -inf.
+
+    Derivative in x and strength, forward and reverse: the mean over b of dx_i + Z_bi d lam at the
+    item i that comes k-th in draw b. In x these are non-negative weights that sum to 1.
+
+    Source: Garcin et al. 2022, who use it with k + 1 in `topk_hinge_loss`.
+    """
+    k = whole(k)
+    dtype = jnp.asarray(x).dtype
+    x, _, lam, _ = rows(x, k, strength, axis)
+    noisy = x + lam[..., None] * _noise(key, num_samples, x)
+    return jax.lax.top_k(noisy, k)[0][..., -1].mean(0).astype(dtype)
+
+
+def topk_hinge_loss(scores, labels, key, *, k=5, num_samples=10, strength=0.2, margins=None):
+    r"""Stochastic top-k hinge loss: is the label's score among the k largest, with a margin?
+
+    loss = relu(m_y + t - s_y),    t = `perturbed_kth_value`(s, k + 1),
+
+    0 only if s_y exceeds the (k + 1)-th largest score by the margin. Balanced: m = 1. For classes
+    of unequal numbers n_c of training examples: m_c proportional to n_c^(-1/4), so that rare
+    classes keep a larger distance,
+
+      margins = n ** -0.25;  margins = largest * margins / margins.max()
+
+    with n `[V]` the numbers and `largest` the margin of the rarest class, to be tuned.
+
+    Args:
+      scores: s `[..., V]`, the V classes last; dtypes as for `perturbed_topk_mask`.
+      labels: y `[...]`, whole numbers in [0, V).
+      key: key of the draws.
+      k: how many guesses are allowed, static, a whole number in [1, V - 1].
+      num_samples: draws per example, static; 5 to 10 are enough.
+      strength: lam > 0, of the noise, in units of the scores.
+      margins: `[V]`, a margin per class; 1 for all if None.
+
+    Returns:
+      The loss of each example `[...]`, of the scores' dtype. Convex in the scores.
+
+    Derivative in scores, strength and margins, forward and reverse: that of the value, with the
+    (k + 1)-th scores of the draws pushed down and the label's pushed up.
+
+    Raises:
+      ValueError: labels or margins of the wrong shape, labels that are not whole numbers, k
+        outside [1, V - 1]; and those of `perturbed_kth_value`.
+
+    Source: Garcin et al. 2022, stochastic smoothing of the top-K calibrated hinge loss.
+    """
+    k = whole(k)
+    scores, labels = jnp.asarray(scores), jnp.asarray(labels)
+    num_classes = scores.shape[-1]
+    if not 1 <= k < num_classes:
+        raise ValueError(f"k must be at least 1 and below {num_classes}, the classes; got {k}")
+    if labels.shape != scores.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        found = f"{labels.dtype} {labels.shape}"
+        raise ValueError(f"labels must be whole numbers {scores.shape[:-1]}, not {found}")
+    margin = 1
+    if margins is not None:
+        if jnp.shape(margins) != (num_classes,):
+            raise ValueError(f"margins must be of shape ({num_classes},), not {jnp.shape(margins)}")
+        margin = jnp.asarray(margins, scores.dtype)[labels]
+    t = perturbed_kth_value(scores, k + 1, key, num_samples=num_samples, strength=strength)
+    own = jnp.take_along_axis(scores, labels[..., None], -1)[..., 0]
+    return jax.nn.relu(margin + t - own)
+
+
+def _noise(key, num_samples, x):
+    """Z `[B, ..., n]`."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    return jax.random.normal(key, (num_samples, *x.shape), x.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _mean_mask(k, x, lam, noise):
+    return _mask(k, x + lam[..., None] * noise).mean(0)
+
+
+@_mean_mask.defjvp
+def _mean_mask_jvp(k, primals, tangents):
+    x, lam, noise = primals
+    dx, dlam, _ = tangents
+    masks = _mask(k, x + lam[..., None] * noise)
+    real = x > -jnp.inf
+    noise = jnp.where(real, noise, 0)
+    spread = (noise**2).sum(-1) - real.sum(-1)
+    moves = ((noise * dx).sum(-1) + spread * dlam) / lam  # one number per draw and row
+    return masks.mean(0), ((masks - _mask(k, x)) * moves[..., None]).mean(0)
+
+
+def _mask(k, x):
+    """The hard mask, by places: scores far above the noise may tie."""
+    places = jax.lax.top_k(x, k)[1]
+    mask = jnp.put_along_axis(jnp.zeros_like(x), places, 1, -1, inplace=False)
+    return jnp.where(x > -jnp.inf, mask, 0)
