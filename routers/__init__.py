@@ -1,9 +1,10 @@
 """Routers for mixtures of experts behind one interface, and the operators they are made of."""
 
-from routers.entmax import entmax, sparsemax
 from routers.expert_choice import ExpertChoice, SparseExpertChoice
+from routers.permutahedron import permutahedron_projection, soft_rank, soft_sort
 from routers.perturbed import perturbed_kth_value, perturbed_topk_mask, topk_hinge_loss
 from routers.routing import Router, Routing
+from routers.simplex import entmax, sparsemax
 from routers.soft_masks import lapsum_topk_mask, sigmoid_topk_mask, sinkhorn_topk_mask
 from routers.soft_moe import SoftMoE
 from routers.sorted_sinkhorn import sorted_sinkhorn_topk
@@ -25,10 +26,13 @@ __all__ = [
     "Routing",
     "entmax",
     "lapsum_topk_mask",
+    "permutahedron_projection",
     "perturbed_kth_value",
     "perturbed_topk_mask",
     "sigmoid_topk_mask",
     "sinkhorn_topk_mask",
+    "soft_rank",
+    "soft_sort",
     "sorted_sinkhorn_topk",
     "sparse_topk_magnitude",
     "sparse_topk_mask",

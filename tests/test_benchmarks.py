@@ -1,0 +1,57 @@
+"""The benchmarks, on inputs too small to time anything."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__, accuracy, regression, topk
+from benchmarks.candidates import candidates
+from benchmarks.report import markdown, write_csv
+from benchmarks.timing import Candidate
+
+TINY = topk.Size(4, 8, 2)
+
+
+def absent(problem):
+    import no_such_peer  # noqa: F401
+
+
+def test_a_table_has_every_candidate_and_its_error(tmp_path):
+    ours = [c for c in candidates() if c.name in ("hard", "mask p=2")]
+    found = [*ours, Candidate("a peer", absent, "mask p=2", "no_such_peer")]
+    table = topk.Table("topk", "Masks", "", topk.SHOW, topk.compare(found, [TINY], 0.01))
+    write_csv(table, tmp_path)
+    with (tmp_path / "topk.csv").open() as file:
+        rows = {row["candidate"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == {c.name for c in found}
+    assert rows.pop("a peer")["status"] == "not installed"
+    for row in rows.values():
+        assert row["status"] == "ok" and float(row["ms"]) > 0
+        assert float(row["error"]) < 1e-6 and float(row["gradient_error"]) < 1e-6
+    assert "| a peer | cpu | not installed |" in markdown(table)
+
+
+def test_a_candidate_that_fails_says_why():
+    def broken(problem):
+        raise ValueError("first line\nsecond line")
+
+    (row,) = topk.compare([Candidate("broken", broken, "hard")], [TINY], 0.01)
+    assert row["status"] == "ValueError: first line" and "ms" not in row
+
+
+def test_the_accuracy_check_can_fail(monkeypatch):
+    monkeypatch.setattr(accuracy, "sparse_topk_mask", lambda x, k, **_: x)
+    assert {row["result"] for row in accuracy.check(TINY, strengths=(1.0,))} == {"FAIL"}
+
+
+def test_the_fit_that_others_are_held_to():
+    y = np.float32([[3, 1, 2, 0]])
+    v, gradient, _ = regression.exact(regression.Problem(y, np.float32([[1, 2, 4, 8]])))
+    assert v.tolist() == [[3, 1.5, 1.5, 0]] and gradient.tolist() == [[1, 3, 3, 8]]
+
+
+def test_an_unknown_section_is_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["--only=nothing", f"--out={tmp_path}"])
+    assert "topk" in capsys.readouterr().err
