@@ -5,7 +5,6 @@ arXiv 2302.01425), section on Dykstra's algorithm; the authors run a fixed numbe
 without weights.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -54,7 +53,28 @@ def dykstra(y, w, *, tol: float = 1e-6, max_iter: int = 5_000) -> DykstraFit:
     eps = jnp.finfo(y.dtype).eps
     w = jnp.maximum(w, eps * w.max(-1, keepdims=True))
     enough = tol * jnp.abs(y).max(-1, keepdims=True)
-    sweep = partial(_sweep, w=w)
+
+    def sweep(v, dual):
+        for pairs in every_other(dual):
+            v, dual = _project(v, dual, w, pairs)
+        return v, dual
+
+    return alternate(sweep, y, jnp.zeros_like(y[..., 1:]), enough, max_iter)
+
+
+def every_other(dual):
+    """The pairs that start at even positions, then the others."""
+    even = jnp.broadcast_to(jnp.arange(dual.shape[-1]) % 2 == 0, dual.shape)
+    return even, ~even
+
+
+def alternate(sweep, v, dual, enough, max_iter: int) -> DykstraFit:
+    """Sweep until the residual of each row is at most `enough` `[..., 1]`.
+
+    Args:
+      sweep: (v, dual) -> (v, dual).
+      v, dual: where to start: values `[..., n]` and multipliers of v_i >= v_(i+1) `[..., n-1]`.
+    """
 
     def unfinished(state):
         return ((state.residual > enough) & (state.iterations < max_iter)).any()
@@ -62,22 +82,14 @@ def dykstra(y, w, *, tol: float = 1e-6, max_iter: int = 5_000) -> DykstraFit:
     def improve(state):
         # Finished rows are frozen: a row's result must not depend on its companions.
         moving = state.residual > enough
-        return _State(*(jnp.where(moving, a, b) for a, b in zip(sweep(state), state, strict=True)))
+        v, dual = sweep(state.v, state.dual)
+        swept = _State(v, dual, _residual(v, dual), state.iterations + 1)
+        return _State(*(jnp.where(moving, a, b) for a, b in zip(swept, state, strict=True)))
 
-    dual = jnp.zeros_like(y[..., 1:])
-    residual = _residual(y, dual)
-    state = _State(y, dual, residual, jnp.zeros_like(residual, jnp.int32))
+    residual = _residual(v, dual)
+    state = _State(v, dual, residual, jnp.zeros_like(residual, jnp.int32))
     v, dual, residual, iterations = jax.lax.while_loop(unfinished, improve, state)
     return DykstraFit(v, block_starts(dual > 0), residual[..., 0], iterations[..., 0])
-
-
-def _sweep(state: _State, w) -> _State:
-    """Project onto the pairs that start at even positions, then onto the others."""
-    v, dual = state.v, state.dual
-    even = jnp.arange(dual.shape[-1]) % 2 == 0
-    for pairs in (even, ~even):
-        v, dual = _project(v, dual, w, jnp.broadcast_to(pairs, dual.shape))
-    return _State(v, dual, _residual(v, dual), state.iterations + 1)
 
 
 def _project(v, dual, w, pairs):

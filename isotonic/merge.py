@@ -8,30 +8,17 @@ one scalar root per seam, over sums along the segment, for any convex separable 
 All seams of a level are solved together; a level costs a few passes over the data.
 """
 
-from functools import partial
-from typing import NamedTuple
-
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from isotonic.blocks import Fit
 from isotonic.pav import pav
-from isotonic.powers import conjugate_exponent, power
+from isotonic.powers import conjugate_exponent, power, signed_power
+from isotonic.roots import falling_root
 from isotonic.rows import row_sum
 
 # Where loops over scalars are compiled, as on CPU, PAV solves short segments faster than merging.
 CPU_LEAF = 256
-MAX_PASSES = 300  # of a root search; bisection alone crosses the float64 range in fewer
-
-
-class _Root(NamedTuple):
-    """State of the search at each seam."""
-
-    m: jax.Array
-    low: jax.Array
-    high: jax.Array
-    done: jax.Array
 
 
 def merge(y, w) -> Fit:
@@ -44,7 +31,7 @@ def merge(y, w) -> Fit:
     w = jnp.maximum(w, jnp.finfo(w.dtype).tiny ** 0.5)
 
     def terms(m, y, w):
-        return w * (y - m), w
+        return w * (y - m), -w
 
     def on_cpu(y, w):
         leaf = 1
@@ -72,34 +59,42 @@ def merge_pnorm(s, w, lam, *, p: float, magnitude: bool) -> Fit:
       lam: strength `[..., 1]` > 0.
       p: of the norm, > 1; magnitude: which of the two problems.
     """
+    lam = jnp.broadcast_to(lam, s.shape)
+    terms = pnorm_terms(p, magnitude)
+    alone = alone_pnorm(s, w, lam, 0.0, p, magnitude)
+    return _cut(merge_segments(terms, _apart(alone), 1, s, w, lam), s.shape[-1])
+
+
+def pnorm_terms(p: float, magnitude: bool):
+    """(m, s, w, lam) -> minus the derivative of each position's loss at m, and its slope in m."""
     exponent = conjugate_exponent(p)
 
     def terms(m, s, w, lam):
         d = (s - m) / lam
         size = jnp.maximum(jnp.abs(d), jnp.finfo(d.dtype).tiny)
         d_power = power(size, exponent)
-        slope = exponent * d_power / size / lam
+        slope = -exponent * (d_power / size / lam)
         if magnitude:
-            return jnp.sign(d) * d_power - w * m, slope + w
+            return jnp.sign(d) * d_power - w * m, slope - w
         return jnp.sign(d) * d_power - w, slope
 
-    lam = jnp.broadcast_to(lam, s.shape)
-    start = _alone(terms, exponent, magnitude, s, w, lam)
-    return _cut(merge_segments(terms, _apart(start), 1, s, w, lam), s.shape[-1])
+    return terms
 
 
-def _alone(terms, exponent, magnitude, s, w, lam):
-    """Each position as a block of its own."""
-    root = jnp.sign(w) * power(jnp.abs(w), 1 / exponent)
+def alone_pnorm(s, w, lam, tilt, p: float, magnitude: bool):
+    """Each position as a block of its own: where minus the derivative of its loss is `tilt`."""
+    exponent = conjugate_exponent(p)
     if not magnitude:
-        return s - lam * root
-    zero = jnp.zeros_like(s)
-    state = _Root(s / 2, zero, s, ~((s > 0) & (w > 0)))
-    return jnp.where(w > 0, _solve(partial(_one, terms, s, w, lam), state), s)
+        return s - lam * signed_power(w + tilt, 1 / exponent)
+    terms = pnorm_terms(p, magnitude)
 
+    def excess(v):
+        value, slope = terms(v, s, w, lam)
+        return value - tilt, slope
 
-def _one(terms, s, w, lam, m):
-    return terms(m, s, w, lam)
+    other = s - lam * signed_power(w * s + tilt, 1 / exponent)
+    low, high = jnp.minimum(s, other), jnp.maximum(s, other)
+    return falling_root(excess, (low + high) / 2, low, high, jnp.zeros_like(s), low == high)
 
 
 def _apart(v) -> Fit:
@@ -111,8 +106,8 @@ def merge_segments(terms, fit: Fit, length: int, *data) -> Fit:
     """Merge solved segments of one length into a solution of the row.
 
     Args:
-      terms: (m, *data) -> minus the derivative of each position's loss at m, and minus the
-        derivative of that by m, both of the data's shape; the second > 0.
+      terms: (m, *data) -> minus the derivative of each position's loss at m, and the derivative
+        of that by m, both of the data's shape; the second < 0.
       fit: the segments' fits; blocks are positions in the row.
       length: of the segments, by which the row's length is divisible.
       data: arrays `[..., n]` that `terms` needs.
@@ -144,40 +139,12 @@ def _merge_pairs(terms, v, block, *rest):
         value, slope = terms(m[..., None], *data)
         return tuple(row_sum(jnp.where(pooled, x, 0)) for x in (value, slope))
 
-    m = _solve(sums, _Root(a / 2 + b / 2, a, b, ~(a < b)))
+    scale = jnp.maximum(jnp.abs(a), jnp.abs(b))
+    m = falling_root(sums, a / 2 + b / 2, a, b, scale, ~(a < b))
     pooled = inside(m) & (a < b)[..., None]
     # A pool starts where the left half's first value below m does.
     first = jnp.where(pooled, block, jnp.iinfo(block.dtype).max).min(-1, keepdims=True)
     return jnp.where(pooled, m[..., None], v), jnp.where(pooled, first, block)
-
-
-def _solve(sums, state: _Root):
-    """Root of a decreasing function, at each seam: Newton's step, or bisection where it leaves.
-
-    `sums` gives its values and minus its slopes. For least squares a step is the mean of a pool, so
-    that the root is exact as soon as the pool is right.
-    """
-    eps = jnp.finfo(state.m.dtype).eps
-    scale = jnp.maximum(jnp.abs(state.low), jnp.abs(state.high))
-
-    def unfinished(carry):
-        state, passes = carry
-        return ~state.done.all() & (passes < MAX_PASSES)
-
-    def improve(carry):
-        state, passes = carry
-        value, slope = sums(state.m)
-        low = jnp.where(value > 0, state.m, state.low)
-        high = jnp.where(value < 0, state.m, state.high)
-        newton = state.m + value / slope
-        converged = ~(jnp.abs(newton - state.m) > 2 * eps * scale) | (value == 0)
-        fast = (newton > low) & (newton < high) & ((passes < 12) | (passes % 3 > 0))
-        middle = low / 2 + high / 2
-        there = jnp.where(fast, newton, jnp.where(converged, state.m, middle))
-        done = state.done | converged | (~fast & ((middle <= low) | (middle >= high)))
-        return _Root(jnp.where(state.done, state.m, there), low, high, done), passes + 1
-
-    return lax.while_loop(unfinished, improve, (state, 0))[0].m
 
 
 def _pad(x, multiple: int, value):

@@ -20,8 +20,7 @@ from jax import lax
 from isotonic.blocks import Fit
 from isotonic.pav import over_rows, pool
 from isotonic.powers import conjugate_exponent, power
-
-MAX_STEPS = 200  # of a root search; bisection alone crosses the float64 range in fewer
+from isotonic.roots import falling_root
 
 
 class Moments(NamedTuple):
@@ -153,42 +152,14 @@ def _by_elements(s, w, lam, exponent, magnitude) -> Fit:
         share = (stop - right.start).astype(s.dtype) / (stop - left.start).astype(s.dtype)
         guess = left.value + (right.value - left.value) * share
         scale = s[left.start] - left.value
-        value = _falling_root(excess, guess, left.value, right.value, scale)
+        value = falling_root(excess, guess, left.value, right.value, scale)
         return Elements(left.start, value, weight)
 
     if magnitude:
         zero = jnp.zeros_like(s)
-        alone = _falling_root(lambda g: balance(*terms(s, g), w, g), s / 2, zero, s, zero)
+        alone = falling_root(lambda g: balance(*terms(s, g), w, g), s / 2, zero, s, zero)
         # d^(q-1) underflows long before d does, and would pass for 0.
         alone = jnp.where(w > 0, alone, s)
     else:
         alone = s - lam * w ** (1 / exponent)
     return pool(Elements(jnp.arange(s.shape[0], dtype=jnp.int32), alone, w), merge)
-
-
-def _falling_root(excess, start, low, high, scale):
-    """Root in [low, high] of a decreasing function, to rounding in g and `scale`. Elementwise.
-
-    Newton's steps, replaced by bisection where they leave the bracket or do not halve (Dekker's
-    safeguard): for q < 2 slopes are infinite at the ends. `excess` gives values and slopes.
-    """
-    eps = jnp.finfo(start.dtype).eps
-
-    def unfinished(state):
-        *_, done, steps = state
-        return ~done.all() & (steps < MAX_STEPS)
-
-    def improve(state):
-        g, low, high, last, done, steps = state
-        value, slope = excess(g)
-        low, high = jnp.where(value > 0, g, low), jnp.where(value < 0, g, high)
-        newton = g - value / slope
-        fast = (newton >= low) & (newton <= high) & (jnp.abs(newton - g) <= last / 2)
-        proposal = jnp.where(fast, newton, low + (high - low) / 2)
-        proposal = jnp.where(value == 0, g, proposal)
-        step = jnp.abs(proposal - g)
-        ended = ~(step > eps * jnp.maximum(jnp.abs(g), scale))
-        return jnp.where(done, g, proposal), low, high, step, done | ended, steps + 1
-
-    state = (start, low, high, high - low, jnp.zeros(start.shape, bool), jnp.int32(0))
-    return lax.while_loop(unfinished, improve, state)[0]

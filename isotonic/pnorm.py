@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from isotonic.blocks import Fit, block_sum
+from isotonic.dykstra_pnorm import dykstra_pnorm
 from isotonic.merge import merge_pnorm
 from isotonic.pav_pnorm import pav_pnorm
 from isotonic.powers import conjugate_exponent, power
 from isotonic.regression import find_solver, isotonic_regression
 
 # (s, w, lam, *, p, magnitude) -> Fit, for any p > 1.
-PNORM_SOLVERS = {"merge": merge_pnorm, "pav": pav_pnorm}
+PNORM_SOLVERS = {"pav": pav_pnorm, "merge": merge_pnorm, "dykstra": dykstra_pnorm}
 
 
 def isotonic_pnorm(s, w, *, lam=1.0, p: float = 2.0, magnitude: bool = False, solver=None):
@@ -37,15 +38,14 @@ def isotonic_pnorm(s, w, *, lam=1.0, p: float = 2.0, magnitude: bool = False, so
       p: of the norm, > 1; static. PAV solves 2, 3/2 and 4/3 in O(n), others in O(n) times the
         width of the pools.
       magnitude: which of the two problems; static.
-      solver: as for `isotonic.isotonic_regression`; for p != 2 one of `PNORM_SOLVERS`, by
-        default "merge".
+      solver: as for `isotonic.isotonic_regression`; for p != 2 by default "merge".
 
     Returns:
       v, of the shape and float dtype of s; integers become the default float. float16 and
       bfloat16 are solved in float32.
 
     Raises:
-      ValueError: on p <= 1, an unknown solver, or one that cannot solve this p.
+      ValueError: on p <= 1 or an unknown solver.
 
     For p = 2 the mask is the isotonic regression of s - lam w, and magnitude that of
     s/(1 + lam w) with weights 1 + lam w.
@@ -60,9 +60,6 @@ def isotonic_pnorm(s, w, *, lam=1.0, p: float = 2.0, magnitude: bool = False, so
         raise ValueError(f"p must be greater than 1, got {p}")
     if solver is not None:
         find_solver(solver)
-    if p != 2 and (solver or "merge") not in PNORM_SOLVERS:
-        known = " or ".join(f"solver={name!r}" for name in PNORM_SOLVERS)
-        raise ValueError(f"solver {solver!r} solves p = 2 only, got p = {p}; use {known}")
     s = jnp.asarray(s)
     dtype = s.dtype if jnp.issubdtype(s.dtype, jnp.floating) else jnp.result_type(float)
     precise = jnp.promote_types(dtype, jnp.float32)
@@ -102,7 +99,8 @@ def _without_absent(s, w, lam, absent, magnitude):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _fit(solve, p, magnitude, s, w, lam) -> Fit:
-    return solve(s, w, lam, p=p, magnitude=magnitude)
+    fit = solve(s, w, lam, p=p, magnitude=magnitude)
+    return Fit(fit.v, fit.block)
 
 
 @_fit.defjvp

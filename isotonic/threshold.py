@@ -110,10 +110,7 @@ def _statistics(x, k) -> Row:
 
 
 def _search(link, x, row: Row, k, lam) -> Pair:
-    """Newton inside a bracket: the link's own step if it stays inside, else bisection.
-
-    After twelve passes every third one bisects, so that no row can crawl.
-    """
+    """Newton inside a bracket: the link's own step while it stays inside."""
     zero = jnp.zeros_like(k)
     eps = jnp.finfo(x.dtype).eps
     enough = 8 * eps * jnp.minimum(k, 1)  # no h moves by more than the sum does
@@ -137,21 +134,12 @@ def _search(link, x, row: Row, k, lam) -> Pair:
         small = jnp.abs(step.move) <= 4 * eps * step.width
         # The negation is true for NaN, which no iteration mends.
         converged = small | ~(jnp.abs(step.excess) > jnp.maximum(enough, step.noise))
-        bisect = (passes >= 12) & (passes % 3 == 2)
-        middle = Pair(_middle(low, high, step.width), zero)
-        share = above / (above - below)  # 0 or NaN where an end is only a bound
-        secant = Pair(low, zero).plus((high - low) * share)
-        straight = (passes % 2 == 0) & ~bisect & (share > 0) & (secant.high < high)
-        middle = secant.where(straight, middle)
-        # It costs a pass of its own, so not for what the next step may mend.
-        last = ((passes % 2 == 1) | (passes > 4)) & ~bisect & jnp.isnan(step.move) & ~search.done
-        next_item = partial(_next_item, link)
-        item = jax.lax.cond(last.any(), next_item, lambda *_: middle, x, tau, step, lam)
-        middle = item.where(last & (low <= item.high) & (item.high <= high), middle)
-        stuck = ~last & ~straight & ~((low < middle.high) & (middle.high < high))
-        there = newton.where(inside & ~(bisect & ~converged), tau.where(converged | stuck, middle))
-        done = search.done | converged | (stuck & ~inside)
-        return _Search(tau.where(search.done, there), low, high, above, below, done), passes + 1
+        there = newton.where(inside & ~search.done, tau)
+        found = _Search(there, low, high, above, below, search.done | converged)
+        turn = partial(_turn, link, x, lam, step, inside, passes)
+        lost = ~(inside & ~_in_turn(passes) | found.done)
+        there, done = jax.lax.cond(lost.any(), turn, lambda found: (found.tau, found.done), found)
+        return found._replace(tau=there, done=done), passes + 1
 
     low, high, start = link.bracket(row, lam)
     inside = (low < start) & (start < high)
@@ -160,13 +148,38 @@ def _search(link, x, row: Row, k, lam) -> Pair:
     return jax.lax.while_loop(unfinished, improve, (search, 0))[0].tau
 
 
+def _in_turn(passes):
+    """Is it time to bisect, come what may? So no row can crawl."""
+    return (passes >= 12) & (passes % 3 == 2)
+
+
+def _turn(link, x, lam, step, inside, passes, found: _Search):
+    """Where the link's own step is no use: the secant, the next item or bisection, in turns."""
+    low, high, zero = found.low, found.high, jnp.zeros_like(found.low)
+    free = ~_in_turn(passes)
+    lost = ~found.done & ~(inside & free)
+    share = found.above / (found.above - found.below)  # 0 or NaN where an end is only a bound
+    secant = Pair(low, zero).plus((high - low) * share)
+    straight = (passes % 2 == 0) & free & (share > 0) & (secant.high < high)
+    middle = Pair(_middle(low, high, step.width), zero)
+    there = secant.where(straight, middle)
+    # It costs a pass of its own, so not for what the secant may mend.
+    idle = lost & jnp.isnan(step.move) & free & ((passes % 2 == 1) | (passes > 4))
+    next_item = partial(_next_item, link, x, lam)
+    item = jax.lax.cond(idle.any(), next_item, lambda *_: there, found.tau, step)
+    near = idle & (low <= item.high) & (item.high <= high)
+    there = item.where(near, there)
+    stuck = ~near & ~straight & ~((low < there.high) & (there.high < high))
+    return there.where(lost & ~stuck, found.tau), found.done | (lost & stuck & ~inside)
+
+
 def _middle(low, high, width):
     """A point between: half way where the bracket is narrow, else half way in order of floats."""
     half = low / 2 + high / 2
     return jnp.where(high - low <= 1000 * width, half, middle_float(low, high))
 
 
-def _next_item(link, x, tau: Pair, step, lam) -> Pair:
+def _next_item(link, x, lam, tau: Pair, step) -> Pair:
     """The threshold that has the next item inside the link: the one below, or the least whole one.
 
     With a narrow link this is the last step of a selection, which bisection takes one bit a pass.

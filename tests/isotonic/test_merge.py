@@ -19,7 +19,7 @@ def apart(y):
 @jax.jit
 def from_single_positions(y, w):
     """As on accelerators: without the segments that PAV solves first on CPU."""
-    fit = merge_segments(lambda m, y, w: (w * (y - m), w), apart(y), 1, y, w)
+    fit = merge_segments(lambda m, y, w: (w * (y - m), -w), apart(y), 1, y, w)
     return Fit(*(a[..., : y.shape[-1]] for a in fit))
 
 

@@ -9,8 +9,10 @@ import pytest
 from jax.test_util import check_grads
 from scipy import optimize
 
+from isotonic.dykstra_pnorm import dykstra_pnorm
+from isotonic.merge import merge_pnorm
 from isotonic.pav import pav
-from isotonic.pnorm import PNORM_SOLVERS, isotonic_pnorm
+from isotonic.pnorm import isotonic_pnorm
 from isotonic.powers import conjugate_exponent
 
 N = 8
@@ -25,7 +27,7 @@ P = [2.0, 1.5, 4 / 3, 3.0, 1.2]
 
 norms = pytest.mark.parametrize("p", P)
 problems = pytest.mark.parametrize("magnitude", [False, True])
-solvers = pytest.mark.parametrize("solver", sorted(PNORM_SOLVERS))
+solvers = pytest.mark.parametrize("solver", ["pav", "merge"])
 
 
 @partial(jax.jit, static_argnames=("p", "magnitude", "solver"))
@@ -66,6 +68,20 @@ def test_equals_the_min_max_formula(solver, p, magnitude, name, lam):
         np.testing.assert_allclose(solve(s, w, lam, p, magnitude, solver), expected, atol=1e-12)
     s, w = s.astype(np.float32), w.astype(np.float32)
     np.testing.assert_allclose(solve(s, w, lam, p, magnitude, solver), expected, atol=5e-6)
+
+
+@problems
+@pytest.mark.parametrize("p", [1.5, 4 / 3, 3.0])
+def test_dykstra_for_every_p(p, magnitude):
+    s, w = scores(magnitude), jnp.broadcast_to(WEIGHTS["top-k"], (3, N))
+    with jax.enable_x64(True):
+        s, lam = jnp.asarray(s), jnp.full((3, 1), 2.0)
+        exact = merge_pnorm(s, w, lam, p=p, magnitude=magnitude)
+        found = jax.jit(partial(dykstra_pnorm, p=p, magnitude=magnitude, tol=1e-9))(s, w, lam)
+        assert (found.residual <= 1e-9 * jnp.abs(s).max(-1)).all()
+        # A pool of N amplifies the residual by up to N - 1.
+        np.testing.assert_allclose(found.v, exact.v, atol=N * 1e-9 * jnp.abs(s).max())
+        np.testing.assert_array_equal(found.block, exact.block)
 
 
 @problems
@@ -209,8 +225,6 @@ def test_dtypes_lengths_and_errors():
     assert isotonic_pnorm(jnp.ones(3, jnp.bfloat16), w, p=1.5).dtype == jnp.bfloat16
     assert isotonic_pnorm(jnp.zeros((2, 0)), jnp.zeros(0), p=3.0).shape == (2, 0)
     np.testing.assert_allclose(isotonic_pnorm(jnp.asarray([2.0]), w[:1], p=1.5), [1.0])
-    with pytest.raises(ValueError, match="solver 'dykstra' solves p = 2 only"):
-        isotonic_pnorm(jnp.ones(3), w, p=1.5, solver="dykstra")
     with pytest.raises(ValueError, match="unknown solver"):
         isotonic_pnorm(jnp.ones(3), w, p=1.5, solver="pool")
     with pytest.raises(ValueError, match="greater than 1"):

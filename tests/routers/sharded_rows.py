@@ -44,7 +44,9 @@ def main():
             assert a.sharding.is_equivalent_to(spread, 2), (name, a.sharding)
             np.testing.assert_allclose(a, b, atol=2e-6, err_msg=name)
         found = COLLECTIVE.findall(program.as_text())
-        shapes = {(kind, shape) for result, kind in found for shape in re.findall(r"\[.*?\]", result)}
+        shapes = {
+            (kind, shape) for result, kind in found for shape in re.findall(r"\[.*?\]", result)
+        }
         assert found and shapes <= {("all-reduce", f"[{ROWS}]"), ("all-reduce", "[]")}, shapes
         print(f"{name}: {len(found)} collectives, {sorted(shapes)}")
 

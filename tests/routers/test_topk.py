@@ -182,7 +182,6 @@ def test_pav_on_a_long_row(p, operator):
         ({"p": 1.0}, "p must be a finite number above 1, not 1.0"),
         ({"p": np.inf}, "p must be a finite number"),
         ({"solver": "sort"}, "unknown solver 'sort'"),
-        ({"solver": "dykstra", "p": 1.5}, "solves p = 2 only"),
         ({"k": 6}, "k must be above 0 and at most 5, the length of axis -1; got 6"),
         ({"k": 0}, "k must be above 0"),
         ({"strength": 0.0}, "strength must be above 0; got 0.0"),
