@@ -4,17 +4,24 @@ VENV ?= .venv
 WORKDIR ?= runs/digits
 BIN := $(VENV)/bin
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test test-slow bench lint clean
 
 train: $(VENV)/.installed
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
 	$(BIN)/python eval.py --workdir=$(WORKDIR)
 
+# Most of the suite's time is the compiler's: full optimisation only where the numerics are made.
 test: $(VENV)/.tested lint
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow" -n 2 tests/isotonic
+	XLA_FLAGS=--xla_backend_optimization_level=0 \
+	  $(BIN)/python -m pytest -m "not slow" -n 2 --ignore=tests/isotonic tests
 
 test-slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
