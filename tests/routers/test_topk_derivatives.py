@@ -144,3 +144,16 @@ def test_every_transformation_gives_the_same_gradient(operator):
     )
     for way in ways:
         np.testing.assert_allclose(way(x), expected, atol=1e-5)  # sums in another order
+
+
+@pytest.mark.parametrize("solver", ["threshold", "merge"])
+def test_second_derivatives_of_the_smooth_mask(solver):
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(5).normal(size=7))
+
+        @jax.jit
+        def squares(x, k, strength):
+            y = sparse_topk_mask(x, k, p=4 / 3, strength=strength, solver=solver)
+            return (jnp.asarray(WEIGHTS[:7]) * y**2).sum()
+
+        check_grads(squares, (x, 2.6, 1.3), order=2, modes=("fwd", "rev"), rtol=1e-5, atol=1e-5)
