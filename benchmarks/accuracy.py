@@ -21,8 +21,8 @@ def tables(quick: bool) -> list[Table]:
     failed = sum(row["result"] != "pass" for row in rows)
     note = (
         "`sparse_topk_mask` in float32 against bisection in float64. `bound`: 1e-6 max(1, "
-        "max|x|/strength); a row passes if `error` is within it. `nonzeros`: in the whole batch, and "
-        "what they should be, k where x_(k) - x_(k+1) >= strength; "
+        "max|x|/strength); a row passes if `error` is within it. `nonzeros`: in the whole batch, "
+        "and what they should be, k where x_(k) - x_(k+1) >= strength; "
         "`rows_that_differ`: rows that have another number of them than the oracle, as when an "
         f"item lies on the threshold to the last digit of float32. {failed} of {len(rows)} failed."
     )
