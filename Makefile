@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/digits
 BIN := $(VENV)/bin
+PRECISE := tests/isotonic/test_threshold.py tests/isotonic/test_merge.py tests/isotonic/test_pav.py
 
 .PHONY: train test test-slow bench lint clean
 
@@ -12,9 +13,9 @@ train: $(VENV)/.installed
 
 # Most of the suite's time is the compiler's: full optimisation only where the numerics are made.
 test: $(VENV)/.tested lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 tests/isotonic
+	$(BIN)/python -m pytest -m "not slow" -n 2 $(PRECISE)
 	XLA_FLAGS=--xla_backend_optimization_level=0 \
-	  $(BIN)/python -m pytest -m "not slow" -n 2 --ignore=tests/isotonic tests
+	  $(BIN)/python -m pytest -m "not slow" -n 2 $(PRECISE:%=--ignore=%) tests
 
 test-slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -m slow

@@ -13,7 +13,7 @@ from benchmarks.paper import SWEEPS, dykstra_fit
 from benchmarks.report import Table, panels, save, styles
 from benchmarks.timing import Candidate, compiled, device, measure, summary, with_gradient
 
-SHAPES = [(512, 64), (128, 1024), (32, 4096), (1, 100_000), (1, 1_000_000)]
+SHAPES = [(512, 64), (128, 1024), (1, 100_000), (1, 1_000_000)]
 SHOW = ("input", "size", "candidate", "device", "status", "ms", "ms_q1", "ratio")
 SHOW += ("error", "gradient_error")
 SEQUENTIAL = 20_000  # longest row that accelerators, which step slowly, are asked to pool
@@ -86,7 +86,8 @@ def forward_only() -> list[Candidate]:
 
     def halves(y, w):
         index = jnp.broadcast_to(jnp.arange(y.shape[-1], dtype=jnp.int32), y.shape)
-        return merge_segments(least_squares, Fit(y, index), 1, y, w)
+        fit = merge_segments(least_squares, Fit(y, index), 1, y, w)
+        return Fit(*(a[..., : y.shape[-1]] for a in fit))
 
     def forward(solve):
         step = functools.cache(lambda: lambda y, c: (solve(y, jnp.ones_like(y)).v, None))
@@ -169,7 +170,7 @@ def exact(task: Problem):
 
 def tables(quick: bool) -> list[Table]:
     """Every candidate on every input and shape."""
-    shapes, budget = (SHAPES[:1], 0.3) if quick else (SHAPES, 4.0)
+    shapes, budget = (SHAPES[:1], 0.3) if quick else (SHAPES, 2.0)
     found = candidates()  # once, so that each compiles once for all inputs of a shape
     rows = [
         row

@@ -30,8 +30,8 @@ def isotonic_regression(
         equal weights, which keeps the fit continuous. Solver "dykstra" takes no zeros.
       increasing: v_1 <= ... <= v_n if True, v_1 >= ... >= v_n if False; static.
       solver: "pav" (exact, sequential), "merge" (exact, data-parallel, of depth log n), "dykstra"
-        (iterative, slow to converge on wide pools), or None: "pav" on CPU, where it is the fastest
-        at every size measured (docs/benchmarks.md), and "merge" elsewhere, where a sequential
+        (iterative, slow to converge on wide pools), or None: "pav" on CPU, where no other is
+        faster (docs/benchmarks.md), and "merge" elsewhere, where a sequential
         solver pays a kernel launch for every position.
       axis: the axis along which v is monotone.
       y_min, y_max: bounds on v, scalars or arrays that broadcast to y; no bound if None. The
