@@ -1,0 +1,158 @@
+"""Devices as a mesh, and the one table from what an axis of an array means to where it lies.
+
+Four mesh axes, any of them 1:
+  data    examples; its outer part crosses slices (and so the data centre's network)
+  fsdp    examples too, and the parameters that are not experts', each a part
+  expert  examples too, and the experts: an expert's parameters live with the expert, nowhere else
+  tensor  the heads, hidden units and classes of every layer
+
+Layers name the axes of their arrays and never the mesh; without a mesh in context
+(`jax.set_mesh`) every function here does what one device would do.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from moe.errors import UsageError
+
+AXES = ("data", "fsdp", "expert", "tensor")
+EXAMPLES = ("data", "fsdp", "expert")  # a routing group never straddles these
+RULES: dict[str | None, str | tuple[str, ...] | None] = {
+    "batch": EXAMPLES,
+    "slots": ("data", "fsdp"),  # rows of an expert, once the experts' devices have exchanged them
+    "expert": "expert",
+    "embed": "fsdp",  # the width D of dense parameters
+    "mlp": "tensor",
+    "heads": "tensor",
+    "vocab": "tensor",
+    "layers": None,  # of scanned parameters
+    None: None,
+}
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of these sizes, one of which may be -1 for the rest, over all devices.
+
+    Raises:
+      UsageError: the sizes do not multiply to the number of devices, or split a slice.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    shape = _resolve({axis: sizes[axis] for axis in AXES}, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if shape["data"] % slices:
+        raise UsageError(
+            f"config.mesh.data={shape['data']} must be a multiple of the {slices} slices: only "
+            "data parallelism crosses slices"
+        )
+    if slices > 1:
+        inner = shape | {"data": shape["data"] // slices}
+        array = mesh_utils.create_hybrid_device_mesh(
+            tuple(inner.values()), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+        )
+    elif devices[0].platform == "tpu":
+        array = mesh_utils.create_device_mesh(
+            tuple(shape.values()), devices, allow_split_physical_axes=True
+        )
+    else:
+        array = np.array(devices).reshape(tuple(shape.values()))
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _resolve(sizes: dict[str, int], count: int) -> dict[str, int]:
+    """The sizes with -1 replaced by what is left of `count` devices."""
+    text = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or fixed < 1:
+        raise UsageError(
+            f"config.mesh has {text}; expected sizes of 1 or more, and -1 at most once"
+        )
+    if count % fixed if free else count != fixed:
+        wanted = f"a multiple of {fixed}" if free else f"{fixed}"
+        raise UsageError(
+            f"config.mesh asks for {wanted} devices ({text}) and there are {count}; "
+            "--config.mesh.data=-1 takes the rest"
+        )
+    return sizes | {axis: count // fixed for axis in free}
+
+
+def spec(*names: str | None) -> PartitionSpec:
+    """Where an array lies whose axes have these names."""
+    return PartitionSpec(*(RULES[name] for name in names))
+
+
+def sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """As `spec`; an axis that its part of the mesh does not divide stays whole."""
+    parts = []
+    for name, size in zip(names, shape, strict=True):
+        axes = RULES[name] or ()
+        axes = (axes,) if isinstance(axes, str) else axes
+        parts.append(RULES[name] if size % math.prod(mesh.shape[a] for a in axes) == 0 else None)
+    return NamedSharding(mesh, PartitionSpec(*parts))
+
+
+def parameter_shardings(mesh: Mesh, state: nnx.State):
+    """Where each parameter of an `nnx.State` lies, by the `axes` it was made with; the pure dict.
+
+    A parameter without `axes` is on every device.
+    """
+
+    def one(variable: nnx.Variable) -> NamedSharding:
+        shape = variable.get_value().shape
+        return sharding(mesh, variable.get_metadata().get("axes", (None,) * len(shape)), shape)
+
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+    return nnx.to_pure_dict(jax.tree.map(one, state, is_leaf=is_variable))
+
+
+def axis_size(axis: str) -> int:
+    """Devices along an axis of the mesh in context; 1 without one."""
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+
+
+def constrain(x, *names: str | None):
+    """x, laid out as its axes' names say."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(*names))
+
+
+def local(f: Callable, in_specs, out_specs) -> Callable:
+    """f on each device's own part of the arrays (`jax.shard_map`): collectives are f's business."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return f
+    return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def on_groups(f: Callable) -> Callable:
+    """f on each device's own routing groups: every argument and result begins with the axis G."""
+    return local(f, spec("batch"), spec("batch"))
+
+
+def to_experts(x_GECD):
+    """Slots from where the tokens are to where the experts are: `[E, G, C, D]`, by one all-to-all."""
+
+    def exchange(x_GECD):
+        x_EGCD = x_GECD.swapaxes(0, 1)
+        if axis_size("expert") == 1:
+            return x_EGCD
+        return jax.lax.all_to_all(x_EGCD, "expert", 0, 1, tiled=True)
+
+    return local(exchange, spec("batch"), spec("expert", "slots"))(x_GECD)
+
+
+def to_groups(x_EGCD):
+    """The way back: `[G, E, C, D]`, each group where its tokens are."""
+
+    def exchange(x_EGCD):
+        if axis_size("expert") > 1:
+            x_EGCD = jax.lax.all_to_all(x_EGCD, "expert", 1, 0, tiled=True)
+        return x_EGCD.swapaxes(0, 1)
+
+    return local(exchange, spec("expert", "slots"), spec("batch"))(x_EGCD)
