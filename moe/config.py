@@ -15,7 +15,9 @@ from moe.data import Augment
 from routers import ROUTERS
 
 # Keys that change neither the numbers of a run nor its records: a run may go on with others.
-FREE_KEYS = ("checkpoint.every", "checkpoint.keep", "data.data_dir")
+# (Any mesh computes the same up to rounding; to the bit only the same mesh does.)
+FREE_KEYS = ("checkpoint.every", "checkpoint.keep", "data.data_dir", "compile_cache")
+FREE_KEYS += ("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.tensor")
 
 
 def default() -> ConfigDict:
@@ -26,6 +28,7 @@ def default() -> ConfigDict:
             "num_steps": 1000,
             "batch_size": 128,  # over all processes
             "loss": "softmax",  # or "sigmoid"
+            "compile_cache": "",  # a directory that keeps compiled programs for the next start
             "data": {
                 "name": "digits",  # any TFDS image classification set in array_record form
                 "data_dir": "",  # "": TFDS's own default
@@ -48,6 +51,8 @@ def default() -> ConfigDict:
                 "position": "learned",  # or "sincos"
                 "dropout": 0.0,
                 "dtype": "float32",  # of the computation; "bfloat16" on accelerators
+                "scan": False,  # True: equal blocks compile once, as a loop
+                "remat": "none",  # what the backward pass computes again, see `moe.blocks.REMATS`
             },
             "moe": {
                 "layers": "last-2",  # last-N, every-N, a list of blocks such as "1,3", or none
@@ -75,8 +80,11 @@ def default() -> ConfigDict:
                 "grad_clip": 1.0,  # global norm; 0: off
                 "label_smoothing": 0.0,
                 "accumulate": 1,  # micro-batches per step
+                "grad_dtype": "float32",  # of gradients between devices; or "bfloat16"
                 "ema_decay": 0.0,  # 0: off; otherwise evaluation uses the averaged parameters
             },
+            # Devices along each axis of `moe.mesh`; -1: all that the others leave.
+            "mesh": {"data": -1, "fsdp": 1, "expert": 1, "tensor": 1},
             "checkpoint": {"every": 500, "keep": 3},  # beside the newest `keep`, the best stays
             "eval": {"every": 500, "batch_size": 256},
             "log": {"every": 50},

@@ -28,8 +28,10 @@ class Mlp(nnx.Module):
     """Linear, GELU, linear."""
 
     def __init__(self, dim: int, hidden: int, *, dtype, rngs: nnx.Rngs):
-        self.wide = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs)
-        self.narrow = nnx.Linear(hidden, dim, dtype=dtype, rngs=rngs)
+        wide = {"kernel_metadata": {"axes": ("embed", "mlp")}, "bias_metadata": {"axes": ("mlp",)}}
+        narrow = {"kernel_metadata": {"axes": ("mlp", "embed")}}
+        self.wide = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs, **wide)
+        self.narrow = nnx.Linear(hidden, dim, dtype=dtype, rngs=rngs, **narrow)
 
     def __call__(self, x, *, mask=None, train=False, key=None):
         return self.narrow(jax.nn.gelu(self.wide(x))), None
@@ -40,10 +42,15 @@ class Experts(nnx.Module):
 
     def __init__(self, num_experts: int, dim: int, hidden: int, *, dropout, dtype, rngs: nnx.Rngs):
         init = nnx.initializers.lecun_normal(batch_axis=0)
-        self.kernel_wide = nnx.Param(init(rngs.params(), (num_experts, dim, hidden), jnp.float32))
-        self.bias_wide = nnx.Param(jnp.zeros((num_experts, 1, hidden)))
-        self.kernel_narrow = nnx.Param(init(rngs.params(), (num_experts, hidden, dim), jnp.float32))
-        self.bias_narrow = nnx.Param(jnp.zeros((num_experts, 1, dim)))
+
+        def parameter(value, *axes):
+            return nnx.Param(value, axes=("expert", *axes))
+
+        wide, narrow = (num_experts, dim, hidden), (num_experts, hidden, dim)
+        self.kernel_wide = parameter(init(rngs.params(), wide, jnp.float32), None, "mlp")
+        self.bias_wide = parameter(jnp.zeros((num_experts, 1, hidden)), None, "mlp")
+        self.kernel_narrow = parameter(init(rngs.params(), narrow, jnp.float32), "mlp", None)
+        self.bias_narrow = parameter(jnp.zeros((num_experts, 1, dim)), None, None)
         self.dropout = nnx.Dropout(dropout)
         self.dtype = dtype
 
