@@ -80,7 +80,8 @@ def default() -> ConfigDict:
                 "grad_clip": 1.0,  # global norm; 0: off
                 "label_smoothing": 0.0,
                 "accumulate": 1,  # micro-batches per step
-                "grad_dtype": "float32",  # of gradients between devices; or "bfloat16"
+                # "bfloat16": every gradient crosses devices so; "float32": as its layer computes.
+                "grad_dtype": "float32",
                 "ema_decay": 0.0,  # 0: off; otherwise evaluation uses the averaged parameters
             },
             # Devices along each axis of `moe.mesh`; -1: all that the others leave.

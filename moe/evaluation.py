@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from moe import cli, report
@@ -83,8 +82,7 @@ def _restore(workdir: pathlib.Path, run: Run, step: int | None):
     """The parameters that evaluation uses (the average, if the run keeps one), and their step."""
     key = "ema" if run.config.optimizer.ema_decay else "params"
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    like = jax.device_put({key: run.params}, NamedSharding(run.mesh, PartitionSpec()))
-    state, step, damaged = checkpoints.restore_newest(like, step)
+    state, step, damaged = checkpoints.restore_newest({key: run.params}, step)
     return state[key], step, damaged
 
 

@@ -79,7 +79,7 @@ def _resolve(sizes: dict[str, int], count: int) -> dict[str, int]:
             f"config.mesh asks for {wanted} devices ({text}) and there are {count}; "
             "--config.mesh.data=-1 takes the rest"
         )
-    return sizes | {axis: count // fixed for axis in free}
+    return sizes | dict.fromkeys(free, count // fixed)
 
 
 def spec(*names: str | None) -> PartitionSpec:
@@ -127,7 +127,7 @@ def local(f: Callable, in_specs, out_specs) -> Callable:
     """f on each device's own part of the arrays (`jax.shard_map`): collectives are f's business."""
     if jax.sharding.get_abstract_mesh().empty:
         return f
-    return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs)
 
 
 def on_groups(f: Callable) -> Callable:
@@ -136,7 +136,7 @@ def on_groups(f: Callable) -> Callable:
 
 
 def to_experts(x_GECD):
-    """Slots from where the tokens are to where the experts are: `[E, G, C, D]`, by one all-to-all."""
+    """Slots from where the tokens are to where the experts are, `[E, G, C, D]`: one all-to-all."""
 
     def exchange(x_GECD):
         x_EGCD = x_GECD.swapaxes(0, 1)

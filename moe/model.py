@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from moe.blocks import REMATS, Block
 from moe.config import flatten
 from moe.dispatch import DISPATCHES
 from moe.errors import UsageError
@@ -35,8 +36,16 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
     settings = config.router[config.router.name].to_dict()
     expert_dim = moe.expert_dim or mlp_dim
 
-    def feed_forward(block: int, tokens: int, dtype, rngs: nnx.Rngs):
-        if block not in expert_layers:
+    if width % heads:
+        raise UsageError(f"num_heads {heads} does not divide width {width}")
+    dtype = jnp.dtype(model.dtype)
+
+    def block(number: int, tokens: int, rngs: nnx.Rngs) -> Block:
+        mlp = feed_forward(number in expert_layers, tokens, rngs)
+        return Block(width, heads, mlp, dropout=model.dropout, dtype=dtype, rngs=rngs)
+
+    def feed_forward(experts: bool, tokens: int, rngs: nnx.Rngs):
+        if not experts:
             return Mlp(width, mlp_dim, dtype=dtype, rngs=rngs)
         if moe.dense:
             hidden = round(expert_dim * settings["k"] * moe.capacity_factor)
@@ -64,13 +73,14 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
             num_classes=data.num_classes,
             patch_size=model.patch_size,
             width=width,
-            depth=depth,
-            heads=heads,
-            feed_forward=feed_forward,
+            block=block,
+            kinds=[i in expert_layers for i in range(depth)],
+            scan=model.scan,
+            remat=model.remat,
             pool=model.pool,
             position=model.position,
             dropout=model.dropout,
-            dtype=jnp.dtype(model.dtype),
+            dtype=dtype,
             rngs=rngs,
         )
     except ValueError as error:  # sizes that do not fit, from the layers that know
@@ -83,11 +93,13 @@ def check_names(config: ConfigDict) -> None:
         "model.name": ["vit"],
         "model.size": list(SIZES),
         "model.dtype": ["float32", "bfloat16"],
+        "model.remat": list(REMATS),
         "router.name": list(ROUTERS),
         "moe.dispatch": list(DISPATCHES),
         "loss": list(LOSSES),
         "optimizer.name": list(OPTIMIZERS),
         "optimizer.schedule": list(SCHEDULES),
+        "optimizer.grad_dtype": ["float32", "bfloat16"],
     }.items():
         value = flatten(config)[key]
         if value not in known:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from moe.errors import UsageError
@@ -56,4 +57,28 @@ def decayed(params):
     """True for matrices, which the code names kernels; biases, norms and embeddings are not."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: any("kernel" in str(getattr(k, "key", k)) for k in path), params
+    )
+
+
+def optimizer_shardings(optimizer: optax.GradientTransformation, opt_state, params):
+    """Where each array of the optimizer's state lies: with its parameter, or everywhere.
+
+    `opt_state` and `params` are shapes, the latter with shardings. Adafactor's moments are a
+    parameter's without one of its axes.
+    """
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+
+    def beside(moment, param) -> NamedSharding:
+        spec = (*param.sharding.spec, *[None] * (param.ndim - len(param.sharding.spec)))
+        if moment.shape == param.shape:
+            return param.sharding
+        for axis in range(param.ndim):
+            rest = [i for i in range(param.ndim) if i != axis]
+            if moment.shape == tuple(param.shape[i] for i in rest):
+                return NamedSharding(mesh, PartitionSpec(*(spec[i] for i in rest)))
+        return NamedSharding(mesh, PartitionSpec())
+
+    everywhere = lambda _: NamedSharding(mesh, PartitionSpec())  # noqa: E731
+    return optax.tree.map_params(
+        optimizer, beside, opt_state, params, transform_non_params=everywhere
     )

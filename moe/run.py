@@ -1,26 +1,34 @@
 """What a run is made of: data, model and functions, set up from a config before anything starts."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from moe import mesh as meshes
 from moe.data import ImageSource, eval_batches, open_split, train_batches
 from moe.errors import UsageError
 from moe.model import build_model
-from moe.optimizer import build_optimizer
-from moe.step import State, initial_state, make_eval_step
+from moe.optimizer import build_optimizer, optimizer_shardings
+from moe.step import State, initial_state, make_eval_step, make_train_step
+
+Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass
 class Run:
-    """The parts of a run. `config` has the sizes that come from the data filled in."""
+    """The parts of a run; no array of the model exists yet.
+
+    `config` has the sizes that come from the data filled in, `params` is the parameters' pure
+    dictionary as shapes with shardings.
+    """
 
     config: ConfigDict
     graphdef: Any
@@ -28,16 +36,94 @@ class Run:
     optimizer: optax.GradientTransformation
     mesh: Mesh
 
+    @property
+    def train_step(self) -> Callable:
+        """(state, batch) -> (state, sums), see `moe.step`; to be compiled by `jit`."""
+        return make_train_step(self.config, self.graphdef, self.optimizer)
+
+    def eval_step(self) -> Callable:
+        return self.jit(make_eval_step(self.config, self.graphdef))
+
+    def jit(self, f: Callable, **options) -> Callable:
+        """`jax.jit`, with the run's mesh in context whenever it traces."""
+        compiled = jax.jit(f, **options)
+
+        def call(*args):
+            with jax.set_mesh(self.mesh):
+                return compiled(*args)
+
+        return call
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
     def initial_state(self) -> State:
-        state = initial_state(self.config, self.params, self.optimizer)
-        return jax.device_put(state, NamedSharding(self.mesh, PartitionSpec()))
+        """The state of step 0, made where it belongs: no device holds more than its part."""
+        shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state())
 
-    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Places this process's part of a batch, split over the devices."""
-        split = NamedSharding(self.mesh, PartitionSpec("data"))
-        return {k: jax.make_array_from_process_local_data(split, v) for k, v in batch.items()}
+        def init():
+            model = build_model(self.config, nnx.Rngs(self.config.seed))
+            params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+            return initial_state(self.config, params, self.optimizer)
 
-    def train_batches(self, source: ImageSource, start_step: int):
+        return self.jit(init, out_shardings=shardings)()
+
+    def abstract_state(self) -> State:
+        """The state's shapes and shardings."""
+        state = jax.eval_shape(
+            lambda params: initial_state(self.config, params, self.optimizer), self.params
+        )
+        own = jax.tree.map(lambda a: a.sharding, self.params)
+        known = {"params": own, "ema": own}
+        known["opt_state"] = optimizer_shardings(self.optimizer, state["opt_state"], self.params)
+
+        def place(key: str, tree):
+            where = known.get(key) or jax.tree.map(lambda _: self.replicated, tree)
+            return jax.tree.map(
+                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, where
+            )
+
+        return {key: place(key, tree) for key, tree in state.items()}
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A training batch's shapes and shardings."""
+        batch, data = self.config.batch_size, self.config.data
+        shapes = {"image": ((batch, data.image_size, data.image_size, data.channels), jnp.float32)}
+        shapes["label"] = ((batch,), jnp.int32)
+        if data.augment.mixup > 0:
+            shapes |= {"label_mixed": ((batch,), jnp.int32), "mix": ((batch,), jnp.float32)}
+        where = self._examples
+        return {k: jax.ShapeDtypeStruct(*v, sharding=where) for k, v in shapes.items()}
+
+    @property
+    def _examples(self) -> NamedSharding:
+        return NamedSharding(self.mesh, meshes.spec("batch"))
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Positions in a batch of the examples that this process's devices hold."""
+        held = self._examples.addressable_devices_indices_map((batch_size,)).values()
+        return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
+
+    def put(self, batch: Batch) -> dict[str, jax.Array]:
+        """Places this process's rows of a batch on the devices that hold them."""
+        shards = self._examples.num_devices // self.mesh.shape["tensor"]
+
+        def place(local: np.ndarray) -> jax.Array:
+            size = len(local) * shards // len(self.rows(shards))
+            rows = self.rows(size)
+
+            def part(index):
+                first = np.searchsorted(rows, index[0].start or 0)
+                stop = size if index[0].stop is None else index[0].stop
+                return local[first : first + stop - (index[0].start or 0)]
+
+            return jax.make_array_from_callback((size, *local.shape[1:]), self._examples, part)
+
+        return {key: place(local) for key, local in batch.items()}
+
+    def train_batches(self, source: ImageSource, start_step: int) -> Iterator[Batch]:
+        """This process's rows of the batches from `start_step` on."""
         return train_batches(
             source,
             batch_size=self.config.batch_size,
@@ -45,53 +131,81 @@ class Run:
             start_step=start_step,
             image_size=self.config.data.image_size,
             augment=self.config.data.augment,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=self.rows(self.config.batch_size),
         )
 
-    def eval_batches(self, source: ImageSource):
+    def eval_batches(self, source: ImageSource) -> Iterator[Batch]:
         return eval_batches(
             source,
             batch_size=self.config.eval.batch_size,
             image_size=self.config.data.image_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=self.rows(self.config.eval.batch_size),
         )
-
-    def eval_step(self) -> Callable:
-        return jax.jit(make_eval_step(self.config, self.graphdef))
 
 
 def open_source(config: ConfigDict, split: str) -> ImageSource:
     return open_split(config.data.name, split, config.data.data_dir or None)
 
 
-def set_up(config: ConfigDict, source: ImageSource) -> Run:
-    """Builds the parts of a run over images like those of `source`.
+def set_up(
+    config: ConfigDict,
+    source: ImageSource | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Run:
+    """Builds the parts of a run; nothing is computed.
+
+    Args:
+      config: of the run.
+      source: images like those it will see; None if `config.data` says what they are like.
+      devices: None for all there are; also those of a topology that one can only compile for.
 
     Raises:
       UsageError: a setting is unknown, out of range, or does not fit the others.
     """
-    config = fill_in(config, source)
-    devices = jax.devices()
+    if source is not None:
+        config = fill_in(config, source)
+    if config.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+    mesh = meshes.make_mesh(config.mesh, devices)
+    _check_sizes(config, mesh)
+    with jax.set_mesh(mesh):
+        model = nnx.eval_shape(lambda: build_model(config, nnx.Rngs(config.seed)))
+    graphdef, state = nnx.split(model, nnx.Param)
+    params = jax.tree.map(
+        lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
+        nnx.to_pure_dict(state),
+        meshes.parameter_shardings(mesh, state),
+    )
+    return Run(config, graphdef, params, build_optimizer(config), mesh)
+
+
+def _check_sizes(config: ConfigDict, mesh: Mesh) -> None:
+    shards = mesh.size // mesh.shape["tensor"]
     for key, size, group in (
         ("batch_size", config.batch_size, config.optimizer.accumulate * config.moe.group_size),
         ("eval.batch_size", config.eval.batch_size, config.moe.group_size),
     ):
-        step = len(devices) * group
+        step = shards * group
         if size < 1 or size % step:
             raise UsageError(
-                f"config.{key}={size} must be a positive multiple of {step}: {len(devices)} devices"
+                f"config.{key}={size} must be a positive multiple of {step}: {shards} devices"
                 f" times groups and micro-batches of {group}"
             )
     for key in ("num_steps", "eval.every", "log.every", "checkpoint.every", "checkpoint.keep"):
         section, _, name = key.rpartition(".")
         if (config[section] if section else config)[name] < 1:
             raise UsageError(f"config.{key} must be 1 or more")
-    model = build_model(config, nnx.Rngs(config.seed))
-    graphdef, params = nnx.split(model, nnx.Param)
-    mesh = Mesh(np.array(devices), ("data",))
-    return Run(config, graphdef, nnx.to_pure_dict(params), build_optimizer(config), mesh)
+    sizes = config.data.image_size, config.data.channels, config.data.num_classes
+    if min(sizes) < 1:
+        raise UsageError(
+            "config.data.image_size, .channels and .num_classes must be set where no data is read"
+        )
+    sparse = config.moe.layers not in ("none", "") and not config.moe.dense
+    if sparse and config.moe.num_experts % mesh.shape["expert"]:
+        raise UsageError(
+            f"config.mesh.expert={mesh.shape['expert']} must divide "
+            f"moe.num_experts={config.moe.num_experts}"
+        )
 
 
 def fill_in(config: ConfigDict, source: ImageSource) -> ConfigDict:

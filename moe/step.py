@@ -58,6 +58,13 @@ def make_train_step(
         raise UsageError(
             f"config.optimizer.accumulate={parts} must divide batch_size={config.batch_size}"
         )
+    if config.optimizer.grad_dtype == "bfloat16" and config.model.dtype != "bfloat16":
+        raise UsageError("config.optimizer.grad_dtype=bfloat16 needs --config.model.dtype=bfloat16")
+
+    def split(a):
+        """[B, ...] to [parts, B/parts, ...]: whole routing groups, of every device its share."""
+        groups = a.reshape(-1, parts, config.moe.group_size, *a.shape[1:])
+        return groups.swapaxes(0, 1).reshape(parts, -1, *a.shape[1:])
 
     def loss(params, batch, key):
         out: Output = nnx.merge(graphdef, params)(batch["image"], train=True, key=key)
@@ -66,11 +73,14 @@ def make_train_step(
         sums = {"loss": losses.sum(), "correct": correct, "aux_loss": out.aux_loss * len(losses)}
         return losses.mean() + out.aux_loss, sums | traffic(out, len(losses))
 
-    gradient = jax.grad(loss, has_aux=True)
+    def gradient(params, batch, key):
+        """The gradient in float32 and the sums."""
+        grads, sums = jax.grad(loss, has_aux=True)(_rounded(config, params), batch, key)
+        return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), sums
 
     def gradient_in_parts(params, batch, key):
         """The same gradient and sums from micro-batches, one after the other, to save memory."""
-        batches = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+        batches = jax.tree.map(split, batch)
         keys = jax.random.split(key, parts)
 
         def add(total, part):
@@ -96,6 +106,21 @@ def make_train_step(
         return new, sums | {"steps": jnp.ones(()), "grad_norm": optax.tree.norm(grads)}
 
     return train_step
+
+
+def _rounded(config: ConfigDict, params):
+    """The parameters to differentiate at: in bfloat16 where gradients shall cross devices so.
+
+    What computes in float32 in every model, the routers and the head, is left alone.
+    """
+    if config.optimizer.grad_dtype == "float32":
+        return params
+
+    def one(path, a):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return a if ".router." in name or name.startswith("head.") else a.astype(jnp.bfloat16)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def make_eval_step(config: ConfigDict, graphdef) -> Callable[[Any, dict], dict]:

@@ -18,7 +18,6 @@ from moe.model import check_names, count_parameters
 from moe.progress import Progress
 from moe.records import Records, read
 from moe.run import Run, open_source, set_up
-from moe.step import make_train_step
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
@@ -35,9 +34,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     eval_source = open_source(config, config.data.eval_split)
     run = set_up(config, train_source)
     _check_workdir(run.config, workdir)
-    step_fn = make_train_step(run.config, run.graphdef, run.optimizer)
-    batch = next(run.train_batches(train_source, 0))
-    like = _initial(run, step_fn, batch)
+    step_fn = run.train_step
+    like = _initial(run, step_fn)
     _open_workdir(run.config, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     state, start = _resume(checkpoints, like)
@@ -51,7 +49,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
 def _loop(run, step_fn, state, start, checkpoints, workdir, train_source, eval_source):
     """Steps, log, evaluations and checkpoints from step `start` to the end."""
     config, last = run.config, run.config.num_steps
-    advance = jax.jit(_accumulating(step_fn), donate_argnums=0)
+    layout = jax.tree.map(lambda a: a.sharding, state)
+    advance = run.jit(_accumulating(step_fn), donate_argnums=0, out_shardings=layout)
     eval_step, best, results = run.eval_step(), checkpoints.best(), {}
     zeros = jax.tree.map(jnp.zeros_like, state["totals"])
     records = Records(workdir, start)
@@ -101,15 +100,18 @@ def _accumulating(step_fn):
     return advance
 
 
-def _initial(run: Run, step_fn, batch) -> dict:
+def _initial(run: Run, step_fn) -> dict:
     """The state of step 0, totals included; tracing the step finds every misfit of the config."""
-    state = run.initial_state()
     try:
-        _, sums = jax.eval_shape(step_fn, state, batch)
+        with jax.set_mesh(run.mesh):
+            _, sums = jax.eval_shape(step_fn, run.abstract_state(), run.abstract_batch())
     except ValueError as error:
         raise UsageError(str(error)) from error
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
-    return state | {"totals": jax.device_put(zeros, jax.tree.leaves(state)[0].sharding)}
+    zeros = run.jit(
+        lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums),
+        out_shardings=run.replicated,
+    )
+    return run.initial_state() | {"totals": zeros()}
 
 
 def _resume(checkpoints: Checkpoints, like):

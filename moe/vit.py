@@ -1,14 +1,16 @@
 """Vision transformer (Dosovitskiy et al. 2021) with experts in chosen blocks (V-MoE, Riquelme et
 al. 2021)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe.blocks import Blocks
 from moe.layers import LayerReport
+from moe.mesh import constrain
 
 # width D, depth L, MLP width F, heads H: ViT paper, table 1; S from Steiner et al. 2021, table 2.
 SIZES = {
@@ -31,42 +33,14 @@ class Output(NamedTuple):
         return sum((r.aux_loss for r in self.reports.values()), jnp.zeros(()))
 
 
-class Block(nnx.Module):
-    """Pre-norm transformer block; `feed_forward` is an `Mlp` or a `MoE`."""
-
-    def __init__(self, dim: int, heads: int, feed_forward: nnx.Module, *, dropout, dtype, rngs):
-        self.norm_attention = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(
-            heads,
-            dim,
-            decode=False,
-            dtype=dtype,
-            kernel_init=nnx.initializers.xavier_uniform(),
-            rngs=rngs,
-        )
-        self.norm_feed_forward = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
-        self.feed_forward = feed_forward
-        self.dropout = nnx.Dropout(dropout)
-
-    def __call__(self, x, *, mask, train, key):
-        keys = (None, None, None) if key is None else jax.random.split(key, 3)
-        x += self._drop(self.attention(self.norm_attention(x)), keys[0])
-        out, report = self.feed_forward(
-            self.norm_feed_forward(x), mask=mask, train=train, key=keys[1]
-        )
-        return x + self._drop(out, keys[2]), report
-
-    def _drop(self, x, key):
-        return self.dropout(x, deterministic=key is None, rngs=key)
-
-
 class VisionTransformer(nnx.Module):
     """Images [B, S, S, channels] to class logits.
 
     Args:
       image_size, channels, num_classes: of the data; `patch_size` divides `image_size`.
-      width, depth, heads: D, L, H.
-      feed_forward: (block number, tokens T, dtype, rngs) -> the `Mlp` or `MoE` of that block.
+      width: D.
+      block: (number, tokens T, rngs) -> the block of that number, a `moe.blocks.Block`.
+      kinds, scan, remat: of `moe.blocks.Blocks`.
       position: "learned" embeddings, or fixed "sincos" ones, which need fewer steps.
       pool: "cls" reads the class off an extra learned token, "mean" off the mean of all tokens.
       dropout: rate after attention and feed-forward, and on the embedded tokens.
@@ -81,9 +55,10 @@ class VisionTransformer(nnx.Module):
         num_classes: int,
         patch_size: int,
         width: int,
-        depth: int,
-        heads: int,
-        feed_forward: Callable[..., nnx.Module],
+        block: Callable[..., nnx.Module],
+        kinds: Sequence,
+        scan: bool,
+        remat: str,
         pool: str,
         position: str,
         dropout: float,
@@ -92,8 +67,6 @@ class VisionTransformer(nnx.Module):
     ):
         if image_size % patch_size:
             raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
-        if width % heads:
-            raise ValueError(f"num_heads {heads} does not divide width {width}")
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
         if position not in ("learned", "sincos"):
@@ -104,7 +77,14 @@ class VisionTransformer(nnx.Module):
         tokens = patches + (pool == "cls")
         patch = (patch_size, patch_size)
         self.embed = nnx.Conv(
-            channels, width, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
+            channels,
+            width,
+            patch,
+            strides=patch,
+            padding="VALID",
+            dtype=dtype,
+            kernel_metadata={"axes": (None, None, None, "embed")},
+            rngs=rngs,
         )
         small = nnx.initializers.normal(0.02)
         embedding = (1, tokens, width)
@@ -114,44 +94,43 @@ class VisionTransformer(nnx.Module):
             else None
         )
         self.cls = nnx.Param(jnp.zeros((1, 1, width))) if pool == "cls" else None
-        self.blocks = nnx.List(
-            Block(
-                width,
-                heads,
-                feed_forward(i, tokens, dtype, rngs),
-                dropout=dropout,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            for i in range(depth)
+        self.blocks = Blocks(
+            lambda number, rngs: block(number, tokens, rngs),
+            kinds,
+            scan=scan,
+            remat=remat,
+            key=rngs.params(),
         )
         self.dropout = nnx.Dropout(dropout)
         self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
         zeros = nnx.initializers.zeros_init()
-        self.head = nnx.Linear(width, num_classes, kernel_init=zeros, dtype=jnp.float32, rngs=rngs)
+        self.head = nnx.Linear(
+            width,
+            num_classes,
+            kernel_init=zeros,
+            dtype=jnp.float32,
+            kernel_metadata={"axes": ("embed", "vocab")},
+            bias_metadata={"axes": ("vocab",)},
+            rngs=rngs,
+        )
 
     def __call__(self, images, *, mask=None, train: bool = False, key=None) -> Output:
         """`mask` [B] is False on padding examples; `key` seeds dropout and router noise."""
-        keys = [None] * (len(self.blocks) + 1)
-        if key is not None:
-            keys = list(jax.random.split(key, len(keys)))
-        x = self.embed(images)
+        embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
+        x = self.embed(constrain(images, "batch", None, None, None))
         if self.position is None:
             x += sincos_positions(*x.shape[1:]).astype(x.dtype)
-        x = x.reshape(len(images), -1, x.shape[-1])
+        x = constrain(x.reshape(len(images), -1, x.shape[-1]), "batch", None, None)
         if self.cls is not None:
             first = jnp.broadcast_to(self.cls[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
             x = jnp.concatenate([first, x], axis=1)
         if self.position is not None:
             x += self.position[...].astype(x.dtype)
-        x = self.dropout(x, deterministic=keys[-1] is None, rngs=keys[-1])
-        reports = {}
-        for i, block in enumerate(self.blocks):
-            x, report = block(x, mask=mask, train=train, key=keys[i])
-            if report is not None:
-                reports[i] = report
+        x = self.dropout(x, deterministic=key is None, rngs=embed_key)
+        x, reports = self.blocks(x, mask=mask, train=train, key=blocks_key)
         x = self.norm(x)
         x = x.mean(1) if self.cls is None else x[:, 0]
+        x = constrain(x, "batch", None)  # its cotangent, else, comes split like the head's rows
         return Output(self.head(x.astype(jnp.float32)), reports)
 
 

@@ -12,7 +12,7 @@ example each, a permutation per epoch and a stream keyed by (seed, g) cost 0.1 a
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,8 +37,7 @@ def train_batches(
     start_step: int,
     image_size: int,
     augment: Mapping[str, Any] | Augment,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_threads: int | None = None,
 ) -> Iterator[Batch]:
     """Yields the batches of the steps start_step, start_step + 1, ... without end.
@@ -46,13 +45,13 @@ def train_batches(
     Args:
         source: the examples, N of them; every N consecutive numbers from a multiple of N on, an
             epoch, show each example once, in an order of that epoch.
-        batch_size: global, over all processes; process_count must divide it.
+        batch_size: global, over all processes.
         seed: of the order and the augmentation, 0 or more.
         start_step: the step of the first batch.
         image_size: S, side of the images in pixels.
         augment: see `Augment` for the keys.
-        process_index, process_count: this process yields the process_index-th of process_count
-            equal, contiguous parts (b examples) of each batch.
+        rows: the b positions in the batch that this process makes, in increasing order; None
+            for all of them.
         num_threads: threads that read examples, 0 for none beside the one that makes batches;
             None means 0 for a source in memory (they would fight for the interpreter), else 16.
 
@@ -64,7 +63,7 @@ def train_batches(
         UsageError: an argument is out of range.
     """
     settings = Augment.from_mapping(augment)
-    local = _local_size(batch_size, process_index, process_count)
+    rows = _rows(batch_size, rows)
     _check_stream(source, seed, start_step)
     order = epoch_order(len(source), seed)
     mapping = _example_map(source, num_threads)
@@ -77,15 +76,20 @@ def train_batches(
         return image, record["label"], rng.beta(settings.mixup, settings.mixup) if mixed else 1.0
 
     def batch(step: int) -> Batch:
-        first = step * batch_size + process_index * local
-        last = first + local + int(mixed)  # the partner of the last example comes after it
-        images, labels, mix = zip(*mapping(example, range(first, last)), strict=True)
-        images, labels = transforms.to_float(np.stack(images)), np.array(labels, np.int32)
+        numbers = step * batch_size + rows
         if not mixed:
-            return {"image": images, "label": labels}
-        mix = np.array(mix[:-1], np.float32)
-        images = transforms.mixup(images[:-1], images[1:], mix[:, None, None, None])
-        return {"image": images, "label": labels[:-1], "label_mixed": labels[1:], "mix": mix}
+            images, labels, _ = zip(*mapping(example, numbers.tolist()), strict=True)
+            return {
+                "image": transforms.to_float(np.stack(images)),
+                "label": np.array(labels, np.int32),
+            }
+        needed = np.union1d(numbers, numbers + 1)  # each, and its partner
+        images, labels, mix = zip(*mapping(example, needed.tolist()), strict=True)
+        images, labels = transforms.to_float(np.stack(images)), np.array(labels, np.int32)
+        own = np.searchsorted(needed, numbers)
+        mix = np.array(mix, np.float32)[own]
+        images = transforms.mixup(images[own], images[own + 1], mix[:, None, None, None])
+        return {"image": images, "label": labels[own], "label_mixed": labels[own + 1], "mix": mix}
 
     return _prefetch(grain.MapDataset.range(start_step, sys.maxsize).map(batch))
 
@@ -95,8 +99,7 @@ def eval_batches(
     *,
     batch_size: int,
     image_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_threads: int | None = None,
 ) -> Iterator[Batch]:
     """Yields each example once, in order; the last batch is filled up with zeros.
@@ -107,7 +110,7 @@ def eval_batches(
         image float32 [b, S, S, C] in [-1, 1], label int32 [b], and mask float32 [b]: 1 for an
         example, 0 for padding. Every process yields ceil(N / batch_size) batches of equal size.
     """
-    local = _local_size(batch_size, process_index, process_count)
+    rows = _rows(batch_size, rows)
     mapping = _example_map(source, num_threads)
 
     def example(index: int) -> tuple[np.ndarray, int]:
@@ -115,13 +118,14 @@ def eval_batches(
         return transforms.fit(record["image"], image_size), record["label"]
 
     def batch(step: int) -> Batch:
-        first = step * batch_size + process_index * local
-        examples = list(mapping(example, range(first, min(first + local, len(source)))))
+        indices = step * batch_size + rows
+        indices = indices[indices < len(source)]
+        examples = list(mapping(example, indices.tolist()))
         channels = (examples[0] if examples else example(0))[0].shape[-1]
-        images = np.zeros((local, image_size, image_size, channels), np.float32)
-        labels, mask = np.zeros(local, np.int32), np.zeros(local, np.float32)
+        images = np.zeros((len(rows), image_size, image_size, channels), np.float32)
+        labels, mask = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
         if examples:
-            real = len(examples)
+            real = len(examples)  # rows increase, so that those past the end come last
             images[:real] = transforms.to_float(np.stack([image for image, _ in examples]))
             labels[:real] = [label for _, label in examples]
             mask[:real] = 1
@@ -172,16 +176,14 @@ def _example_map(source: ImageSource, num_threads: int | None) -> Callable[..., 
     return ThreadPoolExecutor(num_threads).map if num_threads else map
 
 
-def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
-    """Returns how many examples of a batch one process makes."""
-    if not 0 <= process_index < process_count:
-        raise UsageError(f"process {process_index} of {process_count}: expected 0..count-1")
-    if batch_size < 1 or batch_size % process_count:
-        raise UsageError(
-            f"batch_size={batch_size} on {process_count} processes: expected a positive multiple "
-            f"of {process_count}; pass --config.batch_size"
-        )
-    return batch_size // process_count
+def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
+    """The positions in a batch that are to be made."""
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: expected 1 or more; pass --config.batch_size")
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
+        raise UsageError(f"rows {rows.tolist()}: expected increasing ones of 0..{batch_size - 1}")
+    return rows
 
 
 def _check_stream(source: ImageSource, seed: int, start_step: int) -> None:

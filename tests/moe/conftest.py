@@ -9,7 +9,8 @@ from moe import cli, config
 from moe.trainer import train
 
 # These tests compile much and compute little: without LLVM's costly passes they take half as long.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+QUICK = {"xla_backend_optimization_level": 0}
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 TINY = {
     "num_steps": "24",

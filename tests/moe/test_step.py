@@ -8,8 +8,8 @@ import pytest
 
 from moe.optimizer import build_optimizer, build_schedule, decayed
 from moe.run import open_source, set_up
-from moe.step import example_losses, main_label, make_train_step
-from tests.moe.conftest import quick_jit
+from moe.step import example_losses, main_label
+from tests.moe.conftest import QUICK
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_sigmoid_loss(tiny, logits):
 def one_step(config):
     source = open_source(config, "train")
     run = set_up(config, source)
-    step = quick_jit(make_train_step(run.config, run.graphdef, run.optimizer))
+    step = run.jit(run.train_step, compiler_options=QUICK)
     batch = run.put(next(run.train_batches(source, 0)))
     return run.initial_state(), *step(run.initial_state(), batch)
 

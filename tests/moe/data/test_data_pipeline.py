@@ -71,17 +71,20 @@ def test_resume_is_exact(source, start_step):
     )
 
 
-@pytest.mark.parametrize("process_count", [2, 3, 4])
-def test_processes_together_make_the_same_batch(source, process_count):
-    parts = [
-        _train(source, 4, process_index=i, process_count=process_count)
-        for i in range(process_count)
-    ]
-    joined = [
-        {key: np.concatenate([part[key] for part in step]) for key in step[0]}
-        for step in zip(*parts, strict=True)
-    ]
-    _assert_equal(joined, _train(source, 4))
+PARTS = {  # of a batch of 12, for each process
+    "halves": [range(6), range(6, 12)],
+    "quarters": [range(i, i + 3) for i in (0, 3, 6, 9)],
+    "apart": [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]],
+    "overlapping": [range(8), range(4, 12)],
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_processes_together_make_the_same_batch(source, parts):
+    whole = _train(source, 4)
+    for rows in parts:
+        expected = [{key: a[list(rows)] for key, a in batch.items()} for batch in whole]
+        _assert_equal(_train(source, 4, rows=rows), expected)
 
 
 def test_batch_size_cuts_the_same_stream(source):
@@ -157,8 +160,7 @@ def test_eval_covers_each_example_once(source, batch_size, process_count):
                 source,
                 batch_size=batch_size,
                 image_size=6,
-                process_index=i,
-                process_count=process_count,
+                rows=np.split(np.arange(batch_size), process_count)[i],
             )
         )
         for i in range(process_count)
@@ -181,9 +183,10 @@ def test_eval_covers_each_example_once(source, batch_size, process_count):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"batch_size": 0}, "expected a positive multiple of 1; pass --config.batch_size"),
-        ({"process_count": 5}, "batch_size=12 on 5 processes: expected a positive multiple of 5"),
-        ({"process_index": 1}, "process 1 of 1"),
+        ({"batch_size": 0}, "batch_size=0: expected 1 or more; pass --config.batch_size"),
+        ({"rows": [0, 12]}, r"rows \[0, 12\]: expected increasing ones of 0..11"),
+        ({"rows": [1, 1]}, "expected increasing ones"),
+        ({"rows": []}, "expected increasing ones"),
         ({"seed": -1}, "seed=-1: expected"),
         ({"start_step": -1}, "start_step=-1: expected 0 or more"),
         ({"augment": {"flop": True}}, "unknown augmentation flop: expected some of flip, crop"),
