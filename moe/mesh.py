@@ -70,9 +70,7 @@ def _resolve(sizes: dict[str, int], count: int) -> dict[str, int]:
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or fixed < 1:
-        raise UsageError(
-            f"config.mesh has {text}; expected sizes of 1 or more, and -1 at most once"
-        )
+        raise UsageError(f"config.mesh has {text}; expected 1 or more each, and -1 at most once")
     if count % fixed if free else count != fixed:
         wanted = f"a multiple of {fixed}" if free else f"{fixed}"
         raise UsageError(
