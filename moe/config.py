@@ -84,6 +84,8 @@ def default() -> ConfigDict:
                 "grad_dtype": "float32",
                 "ema_decay": 0.0,  # 0: off; otherwise evaluation uses the averaged parameters
             },
+            # Another run whose parameters to start from, a dense one's as experts; "": none.
+            "init": {"workdir": "", "step": -1},  # -1: the newest
             # Devices along each axis of `moe.mesh`; -1: all that the others leave.
             "mesh": {"data": -1, "fsdp": 1, "expert": 1, "tensor": 1},
             "checkpoint": {"every": 500, "keep": 3},  # beside the newest `keep`, the best stays
@@ -126,11 +128,16 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Returns a config from `to_json`, locked; lists become the tuples that they were."""
+    """Returns a config from `to_json`, locked; keys that came later have their defaults.
+
+    Lists become the tuples that they were.
+    """
 
     def tuples(value):
         if isinstance(value, dict):
             return {k: tuples(v) for k, v in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    return ConfigDict(tuples(json.loads(text))).lock()
+    config = default()
+    config.update(tuples(json.loads(text)))
+    return config.lock()

@@ -18,6 +18,7 @@ from moe.model import check_names, count_parameters
 from moe.progress import Progress
 from moe.records import Records, read
 from moe.run import Run, open_source, set_up
+from moe.upcycle import start_from_checkpoint
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
@@ -39,6 +40,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     _open_workdir(run.config, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     state, start = _resume(checkpoints, like)
+    if config.init.workdir and not start:
+        state = start_from_checkpoint(run, state, workdir)
     _announce(run, workdir, start)
     try:
         return _loop(run, step_fn, state, start, checkpoints, workdir, train_source, eval_source)

@@ -1,0 +1,185 @@
+"""The parameters of a new run from another run's checkpoint; a dense one's MLP becomes experts.
+
+Sparse upcycling (Komatsuzaki et al. 2023): each expert starts as a copy of the dense MLP of its
+block, the router is new, all else is copied. A token's experts are weighted by the router, so that
+the sparse model does not compute what the dense one did where the weights do not add up to 1.
+"""
+
+import json
+import pathlib
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from moe import config as configs
+from moe.checkpoint import Checkpoints
+from moe.errors import UsageError
+from moe.run import Run, set_up
+from moe.step import State
+
+# Of an expert, [E, ...], and of the dense MLP that it starts as.
+EXPERTS = {
+    "feed_forward.experts.kernel_wide": "feed_forward.wide.kernel",
+    "feed_forward.experts.bias_wide": "feed_forward.wide.bias",
+    "feed_forward.experts.kernel_narrow": "feed_forward.narrow.kernel",
+    "feed_forward.experts.bias_narrow": "feed_forward.narrow.bias",
+}
+NEW = "new"
+
+
+class Place(NamedTuple):
+    """Where a parameter of one block is: a leaf's name, and its turn in a loop (None outside)."""
+
+    leaf: str
+    turn: int | None
+
+
+def start_from_checkpoint(run: Run, state: State, workdir: pathlib.Path) -> State:
+    """The state of step 0 with the parameters of `config.init.workdir`'s checkpoint.
+
+    Prints where the parameters came from; `workdir`/init.json has it parameter by parameter.
+
+    Raises:
+      UsageError: no run or checkpoint is there, or the sizes of the two models differ.
+    """
+    source = _source(run)
+    checkpoints = Checkpoints(pathlib.Path(run.config.init.workdir) / "checkpoints", read_only=True)
+    key = "ema" if source.config.optimizer.ema_decay else "params"
+    wanted = run.config.init.step
+    found, step, _ = checkpoints.restore_newest(
+        {key: source.params}, wanted if wanted >= 0 else None
+    )
+    origins = origin_of_each(run, source)
+    layout = jax.tree.map(lambda a: a.sharding, run.params)
+    parameters = run.jit(lambda new, old: _assemble(run, new, old, source), out_shardings=layout)
+    state = state | {"params": parameters(state["params"], found[key])}
+    if "ema" in state:
+        state = state | {"ema": jax.tree.map(jnp.copy, state["params"])}
+    if jax.process_index() == 0:
+        _tell(origins, run.config.init.workdir, step, workdir)
+    return state
+
+
+def origin_of_each(run: Run, source: Run) -> dict[str, str]:
+    """{parameter of one block: the source's parameter, or "new"}.
+
+    Raises:
+      UsageError: a parameter has another shape there; only the head and the router may.
+    """
+    mine, theirs = _shapes(run), _shapes(source)
+    origins = {}
+    for name, shape in mine.items():
+        dense = _dense_name(name)
+        if dense in theirs and name not in theirs:
+            expected, origins[name] = tuple(s for s in shape[1:] if s != 1), dense
+            there = theirs[dense]
+        elif name in theirs:
+            expected, there, origins[name] = shape, theirs[name], name
+        else:
+            origins[name] = NEW
+            continue
+        if expected == there:
+            continue
+        if not name.startswith("head.") and ".router." not in name:
+            raise UsageError(
+                f"config.init: {name} needs {list(expected)} and {origins[name]} of "
+                f"{run.config.init.workdir} has {list(there)}; give both models the same sizes "
+                "(an expert has the width F of the MLP it starts as: --config.moe.expert_dim)"
+            )
+        origins[name] = NEW
+    return origins
+
+
+def _source(run: Run) -> Run:
+    """The other run, its parameters laid out on this run's mesh."""
+    file = pathlib.Path(run.config.init.workdir) / "config.json"
+    if not file.is_file():
+        raise UsageError(f"config.init.workdir={run.config.init.workdir} holds no run")
+    saved = ConfigDict(configs.from_json(file.read_text()).to_dict())
+    saved.mesh = run.config.mesh
+    # It will see no batch; one must only fit the mesh.
+    saved.optimizer.accumulate = 1
+    saved.batch_size = saved.eval.batch_size = run.mesh.size * saved.moe.group_size
+    return set_up(saved.lock(), devices=list(run.mesh.devices.flat))
+
+
+def places(run: Run) -> dict[str, Place]:
+    """Where each parameter of each block is, whether or not blocks are stacked for a loop."""
+    model = nnx.merge(run.graphdef, run.params)
+    loops = {
+        str(loop.start + i): loop
+        for loop in model.blocks.runs
+        if loop.repeats > 1
+        for i in range(loop.period)
+    }
+    found = {}
+    for leaf in named(run.params):
+        head, _, rest = leaf.partition(".")
+        number, _, rest = rest.partition(".")
+        if head != "blocks" or number not in loops:
+            found[leaf] = Place(leaf, None)
+            continue
+        for turn in range(loops[number].repeats):
+            found[f"blocks.{int(number) + turn * loops[number].period}.{rest}"] = Place(leaf, turn)
+    return found
+
+
+def named(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
+    leaves = named(run.params)
+    return {
+        name: leaves[place.leaf].shape[0 if place.turn is None else 1 :]
+        for name, place in places(run).items()
+    }
+
+
+def _dense_name(name: str) -> str | None:
+    block = re.match(r"(blocks\.\d+\.)(.*)", name)
+    return block[1] + EXPERTS[block[2]] if block and block[2] in EXPERTS else None
+
+
+def _assemble(run: Run, new, old, source: Run):
+    """The new parameters, block by block, from the old ones."""
+    origins, there, leaves = origin_of_each(run, source), places(source), named(old)
+
+    def value(name: str, fresh):
+        origin = origins[name]
+        if origin == NEW:
+            return fresh
+        place = there[origin]
+        found = leaves[place.leaf] if place.turn is None else leaves[place.leaf][place.turn]
+        if origin == name:
+            return found
+        return jnp.broadcast_to(found.reshape(1, *fresh.shape[1:]), fresh.shape)
+
+    parts: dict[str, list] = {}
+    fresh = named(new)
+    for name, place in places(run).items():
+        leaf = fresh[place.leaf]
+        mine = leaf if place.turn is None else leaf[place.turn]
+        parts.setdefault(place.leaf, []).append(value(name, mine))
+    stacked = {place.leaf for place in places(run).values() if place.turn is not None}
+    found = [jnp.stack(parts[leaf]) if leaf in stacked else parts[leaf][0] for leaf in fresh]
+    return jax.tree.unflatten(jax.tree.structure(new), found)
+
+
+def _tell(origins: dict[str, str], where: str, step: int, workdir: pathlib.Path) -> None:
+    def kind(name: str) -> str:
+        origin = origins[name]
+        what = {NEW: "new", name: "copied"}.get(origin, f"each expert a copy of {origin}")
+        return re.sub(r"\d+", "*", f"{name}: {what}")
+
+    print(f"starting from step {step} of {where}:")
+    for line, count in sorted(Counter(map(kind, origins)).items()):
+        print(f"  {line}" + (f" ({count} blocks)" if count > 1 else ""))
+    report = {"workdir": where, "step": step, "parameters": origins}
+    (workdir / "init.json").write_text(json.dumps(report, indent=2) + "\n")
