@@ -1,15 +1,20 @@
 """Tokens to experts and back. Knows nothing of routers: it reads a `Routing`.
 
-`experts` maps [E, N, D] to [E, N, D], row by row: each expert's own network on its N rows.
+`experts` maps [E, G, C, D] to [E, G, C, D], row by row: each expert's own network on its rows.
+Where a mesh is in context, tokens are split by groups and experts by the axis `expert`
+(`moe.mesh`); what a group decides, it decides where it is.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from moe import mesh
 from routers import Routing
 
 
@@ -32,29 +37,59 @@ def slots_per_expert(tokens: int, k: float, num_experts: int, capacity_factor: f
 def by_capacity(x_GTD, routing: Routing, experts: Callable, capacity: int) -> Dispatched:
     """Gather each expert's C tokens, run the experts as batched matmuls, scatter back.
 
-    An expert keeps, of the tokens routed to it, the C of highest priority; the rest is dropped and
-    counted. Cost: 2 G E C D elements moved, and E matmuls of G C rows; no one-hot matrices.
+    An expert keeps, of a group's tokens routed to it, the C of highest priority; the rest is
+    dropped and counted. Cost: 2 G E C D elements moved, and E matmuls of G C rows; no one-hot
+    matrices. Between devices only the slots move, once each way.
     """
     if routing.mix is not None:
         return _by_mixing(x_GTD, routing, experts)
-    weights_GET = routing.weights.swapaxes(1, 2)
-    priority = weights_GET if routing.priority is None else routing.priority.swapaxes(1, 2)
-    wanted = jnp.where(weights_GET > 0, priority.astype(jnp.float32), -jnp.inf)
-    token_GEC = jax.lax.top_k(jax.lax.stop_gradient(wanted), capacity)[1]
+    weights = routing.weights
+    priority = weights if routing.priority is None else routing.priority
+    pick = mesh.on_groups(functools.partial(_pick, capacity))
+    token_GEC, weight_GEC, lost_GE = pick(weights, jax.lax.stop_gradient(priority))
+    x_GECD = mesh.on_groups(_rows)(x_GTD, token_GEC)
+    out_GECD = _through_experts(x_GECD, experts)
+    y_GTD = mesh.on_groups(_combine)(x_GTD, out_GECD, token_GEC, weight_GEC)
+    load_E = (weight_GEC > 0).sum((0, 2)).astype(jnp.float32)
+    return Dispatched(y_GTD, load_E, _share(lost_GE, weights))
+
+
+def _pick(capacity: int, weights_GTE, priority_GTE):
+    """Each expert's tokens in its slots and their weights [G, E, C]; the weight left out [G, E]."""
+    weights_GET = weights_GTE.swapaxes(1, 2)
+    priority_GET = priority_GTE.swapaxes(1, 2).astype(jnp.float32)
+    token_GEC = jax.lax.top_k(jnp.where(weights_GET > 0, priority_GET, -jnp.inf), capacity)[1]
     weight_GEC = jnp.take_along_axis(weights_GET, token_GEC, 2)
-
-    groups, experts_, slots = token_GEC.shape
-    row = jnp.arange(groups)[:, None, None]
-    x_EGCD = x_GTD[row, token_GEC].swapaxes(0, 1)
-    out = experts(x_EGCD.reshape(experts_, groups * slots, -1))
-    out_GECD = out.reshape(x_EGCD.shape).swapaxes(0, 1)
-    out_GECD *= weight_GEC[..., None].astype(out.dtype)
-    y_GTD = jnp.zeros_like(x_GTD, dtype=out.dtype).at[row, token_GEC].add(out_GECD)
-
     overflows = (weights_GET > 0).sum(-1) > capacity
     lost_GE = jnp.where(overflows, jnp.maximum(weights_GET.sum(-1) - weight_GEC.sum(-1), 0), 0)
-    dropped = lost_GE.sum() / jnp.maximum(weights_GET.sum(), jnp.finfo(weights_GET.dtype).tiny)
-    return Dispatched(y_GTD, (weight_GEC > 0).sum((0, 2)).astype(jnp.float32), dropped)
+    return token_GEC, weight_GEC, lost_GE
+
+
+def _rows(x_GTD, token_GEC):
+    """The tokens in their slots, [G, E, C, D]."""
+    return x_GTD[jnp.arange(len(x_GTD))[:, None, None], token_GEC]
+
+
+def _combine(x_GTD, out_GECD, token_GEC, weight_GEC):
+    """Each token's weighted sum of what its experts made of it, [G, T, D]."""
+    out_GECD *= weight_GEC[..., None].astype(out_GECD.dtype)
+    row = jnp.arange(len(x_GTD))[:, None, None]
+    return jnp.zeros_like(x_GTD, dtype=out_GECD.dtype).at[row, token_GEC].add(out_GECD)
+
+
+def _through_experts(x_GECD, experts: Callable):
+    """The experts' outputs for these slots, where the slots came from; two all-to-alls.
+
+    Both exchanged tensors are named "exchange", so that a policy of rematerialisation can keep
+    them rather than exchange again.
+    """
+    x_EGCD = checkpoint_name(mesh.to_experts(x_GECD), "exchange")
+    return checkpoint_name(mesh.to_groups(experts(x_EGCD)), "exchange")
+
+
+def _share(lost, weights):
+    """The lost weight as a share of all, scalar."""
+    return lost.sum() / jnp.maximum(weights.sum(), jnp.finfo(weights.dtype).tiny)
 
 
 def dense(x_GTD, routing: Routing, experts: Callable, capacity: int) -> Dispatched:
@@ -62,21 +97,19 @@ def dense(x_GTD, routing: Routing, experts: Callable, capacity: int) -> Dispatch
     if routing.mix is not None:
         return _by_mixing(x_GTD, routing, experts)
     weights = routing.weights
-    groups, tokens, num_experts = weights.shape
-    x = jnp.broadcast_to(
-        x_GTD.reshape(1, groups * tokens, -1), (num_experts, groups * tokens, x_GTD.shape[-1])
-    )
-    out = experts(x).reshape(num_experts, groups, tokens, -1)
-    y_GTD = jnp.einsum("gte,egtd->gtd", weights.astype(out.dtype), out)
-    return Dispatched(y_GTD, (weights > 0).sum((0, 1)).astype(jnp.float32), jnp.zeros(()))
+    x_EGTD = jnp.broadcast_to(x_GTD, (weights.shape[-1], *x_GTD.shape))
+    out_EGTD = experts(mesh.constrain(x_EGTD, "expert", "slots", None, None))
+    y_GTD = jnp.einsum("gte,egtd->gtd", weights.astype(out_EGTD.dtype), out_EGTD)
+    load_E = (weights > 0).sum((0, 1)).astype(jnp.float32)
+    return Dispatched(mesh.constrain(y_GTD, "batch", None, None), load_E, jnp.zeros(()))
 
 
 def _by_mixing(x_GTD, routing: Routing, experts: Callable) -> Dispatched:
     """Soft slots: each reads a mixture of its group's tokens; nothing is dropped."""
     mix, weights = (a.astype(x_GTD.dtype) for a in (routing.mix, routing.weights))
-    slots = jnp.einsum("gtd,gtec->egcd", x_GTD, mix)
-    out = experts(slots.reshape(slots.shape[0], -1, slots.shape[-1])).reshape(slots.shape)
-    y_GTD = jnp.einsum("egcd,gtec->gtd", out, weights)
+    read = mesh.on_groups(lambda x, mix: jnp.einsum("gtd,gtec->gecd", x, mix))
+    write = mesh.on_groups(lambda out, weights: jnp.einsum("gecd,gtec->gtd", out, weights))
+    y_GTD = write(_through_experts(read(x_GTD, mix), experts), weights)
     return Dispatched(y_GTD, routing.weights.sum((0, 1, 3)), jnp.zeros(()))
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe import mesh
 from moe.dispatch import DISPATCHES, slots_per_expert
 from routers import Router
 
@@ -38,7 +39,11 @@ class Mlp(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """E independent MLPs as batched matmuls, [E, N, D] -> [E, N, D]."""
+    """E independent MLPs as batched matmuls, [E, G, C, D] -> [E, G, C, D].
+
+    Where a mesh splits them, each device runs its experts on the slots that it received; the
+    hidden width is split by `tensor`.
+    """
 
     def __init__(self, num_experts: int, dim: int, hidden: int, *, dropout, dtype, rngs: nnx.Rngs):
         init = nnx.initializers.lecun_normal(batch_axis=0)
@@ -54,13 +59,16 @@ class Experts(nnx.Module):
         self.dropout = nnx.Dropout(dropout)
         self.dtype = dtype
 
-    def __call__(self, x_END, key=None):
+    def __call__(self, x_EGCD, key=None):
         def linear(x, kernel, bias):
-            return x @ kernel[...].astype(self.dtype) + bias[...].astype(self.dtype)
+            out = jnp.einsum("egci,eio->egco", x, kernel[...].astype(self.dtype))
+            return out + bias[...].astype(self.dtype)[:, None]
 
-        hidden = jax.nn.gelu(linear(x_END.astype(self.dtype), self.kernel_wide, self.bias_wide))
+        hidden = jax.nn.gelu(linear(x_EGCD.astype(self.dtype), self.kernel_wide, self.bias_wide))
+        hidden = mesh.constrain(hidden, "expert", "slots", None, "mlp")
         hidden = self.dropout(hidden, deterministic=key is None, rngs=key)
-        return linear(hidden, self.kernel_narrow, self.bias_narrow)
+        out = linear(hidden, self.kernel_narrow, self.bias_narrow)
+        return mesh.constrain(out, "expert", "slots", None, None)
 
 
 class MoE(nnx.Module):

@@ -6,6 +6,7 @@ from flax import nnx
 
 from routers import losses
 from routers.routing import Router, Routing, masked
+from routers.selection import largest
 from routers.topk import sparse_topk_mask
 
 
@@ -35,9 +36,7 @@ class ExpertChoice(Router):
     def __call__(self, x_GTD, *, mask=None, key=None) -> Routing:
         logits = self.logits(x_GTD)
         probs = masked(jax.nn.softmax(logits, axis=-1), mask)
-        # By index, not by comparison with the C-th score: ties must not give more than C.
-        picked = jax.lax.top_k(probs.swapaxes(1, 2), self.capacity)[1]
-        chosen = jax.nn.one_hot(picked, probs.shape[1], dtype=bool).any(2).swapaxes(1, 2)
+        chosen = largest(jax.lax.stop_gradient(probs).swapaxes(1, 2), self.capacity).swapaxes(1, 2)
         return Routing(
             weights=jnp.where(chosen, probs, 0), aux_loss=self.z * losses.z_loss(logits, mask)
         )

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 
+from routers.selection import ranks
+
 
 def load_balance(probs_GTE, chosen_GTE, mask=None):
     """E * sum_e f_e P_e, with f_e the share of choices that fell on e and P_e its mean probability.
@@ -35,9 +37,11 @@ def load(clean_GTE, noisy_GTE, k: int, noise, mask=None):
     """
     if k >= clean_GTE.shape[-1]:
         return jnp.zeros((), clean_GTE.dtype)  # every expert is always chosen
-    best = jax.lax.top_k(noisy_GTE, k + 1)[0]
-    inside = noisy_GTE >= best[..., k - 1 : k]
-    threshold = jnp.where(inside, best[..., k:], best[..., k - 1 : k])
+    rank = ranks(jax.lax.stop_gradient(noisy_GTE), k + 1)
+    last, next_ = (
+        jnp.where(rank == place, noisy_GTE, 0).sum(-1, keepdims=True) for place in (k - 1, k)
+    )
+    threshold = jnp.where(rank < k, next_, last)
     return _squared_cv(_mean_over_tokens(norm.cdf((clean_GTE - threshold) / noise), mask))
 
 

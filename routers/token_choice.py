@@ -6,6 +6,7 @@ from flax import nnx
 
 from routers import losses
 from routers.routing import Router, Routing, masked
+from routers.selection import ranks
 from routers.topk import sparse_topk_mask
 
 
@@ -52,7 +53,7 @@ class TopK(Router):
         if key is not None:
             noisy += self.noise * jax.random.normal(key, clean.shape)
         probs = jax.nn.softmax(noisy, axis=-1)
-        rank = jnp.argsort(jnp.argsort(-noisy, axis=-1), axis=-1)  # 0 is the token's first choice
+        rank = ranks(jax.lax.stop_gradient(noisy), self.k)  # 0 is the token's first choice
         chosen = masked(rank < self.k, mask)
         aux = (
             self.importance * losses.importance(probs, mask)

@@ -13,7 +13,7 @@ G, T, E, D = 3, 12, 4, 8
 
 
 def experts(kernel_EDD):
-    return lambda x_END: jnp.tanh(x_END @ kernel_EDD)
+    return lambda x_EGCD: jnp.tanh(jnp.einsum("egcd,edf->egcf", x_EGCD, kernel_EDD))
 
 
 @pytest.fixture

@@ -1,0 +1,101 @@
+"""A layer of experts on meshes of eight devices: one device's numbers, and what it exchanges."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from moe import mesh
+from moe.layers import MoE
+from routers import ROUTERS
+from tests.moe.conftest import quick_jit
+
+B, T, D, F, E = 8, 6, 8, 16, 8
+MESHES = {
+    "data 8": {"data": 8},
+    "expert 8": {"expert": 8},
+    "data 2, expert 2, tensor 2": {"data": 2, "expert": 2, "tensor": 2},
+    "fsdp 2, expert 4": {"fsdp": 2, "expert": 4},
+}
+
+
+@functools.cache
+def layer(router: str, dispatch: str, dropout: float = 0.0):
+    """The layer's parameters and its loss; reports and gradients come with it."""
+    model = MoE(
+        D,
+        F,
+        T,
+        router=ROUTERS[router],
+        settings={"k": 2},
+        num_experts=E,
+        group_size=1,
+        capacity_factor=1.0,
+        eval_capacity_factor=2.0,
+        dispatch=dispatch,
+        dropout=dropout,
+        dtype=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )
+    graphdef, params = nnx.split(model)
+    for name in ("bias_wide", "bias_narrow"):
+        bias = params["experts"][name]
+        bias[...] = jax.random.normal(jax.random.key(5), bias.shape)
+
+    def loss(params, x, weight):
+        mask = jnp.arange(B) != 3
+        y, report = nnx.merge(graphdef, params)(x, mask=mask, train=True, key=jax.random.key(3))
+        return (y * weight).sum() + report.aux_loss, (y, report)
+
+    return params, jax.value_and_grad(loss, (0, 1), has_aux=True)
+
+
+def inputs():
+    return jax.random.normal(jax.random.key(0), (2, B, T, D))
+
+
+@functools.cache
+def on_one_device(*args):
+    params, loss = layer(*args)
+    return jax.tree.leaves(quick_jit(loss)(nnx.to_pure_dict(params), *inputs()))
+
+
+def compile_on(sizes, params, loss):
+    """The program on the mesh, and its inputs laid out there."""
+    devices = mesh.make_mesh({axis: sizes.get(axis, 1) for axis in mesh.AXES})
+    where = mesh.parameter_shardings(devices, params)
+    rows = NamedSharding(devices, mesh.spec("batch"))
+    arguments = jax.device_put((nnx.to_pure_dict(params), *inputs()), (where, rows, rows))
+    with jax.set_mesh(devices):
+        program = quick_jit(loss, out_shardings=(None, (where, rows))).lower(*arguments).compile()
+    return program, arguments
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("dispatch", ["capacity"])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_mesh_computes_the_same(router, dispatch, sizes):
+    program, arguments = compile_on(sizes, *layer(router, dispatch))
+    for ours, reference in zip(
+        jax.tree.leaves(program(*arguments)), on_one_device(router, dispatch), strict=True
+    ):
+        # Sums over tokens and over parts of F in another order.
+        np.testing.assert_allclose(ours, reference, rtol=2e-5, atol=2e-5)
+    hlo = program.as_text()
+    assert "all-gather" not in hlo
+    exchanges = len(re.findall(r"all-to-all(?:-start)?\(", hlo))
+    assert exchanges == (4 if sizes.get("expert", 1) > 1 else 0)  # there and back, and backward
+
+
+def test_dropout_does_not_depend_on_the_mesh():
+    arguments = ("topk", "capacity", 0.5)
+    program, inputs = compile_on(MESHES["data 2, expert 2, tensor 2"], *layer(*arguments))
+    for ours, reference in zip(
+        jax.tree.leaves(program(*inputs)), on_one_device(*arguments), strict=True
+    ):
+        np.testing.assert_allclose(ours, reference, rtol=2e-5, atol=2e-5)
