@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
-from isotonic.rows import count_both, row_sum
+from isotonic.rows import row_sum
 
 
 class Terms(NamedTuple):
@@ -107,7 +107,7 @@ class DistributionLink:
         # Items near 1 are counted, and only their deficits summed: beside 50,000 whole items the
         # digits of the few fractional ones would be lost in float32.
         whole = terms.h > 0.5
-        count, _ = count_both(whole, whole & False, gap.dtype)
+        count = row_sum(whole.astype(gap.dtype))
         excess = (count - k) + row_sum(jnp.where(whole, terms.h - 1, terms.h))
         slope = row_sum(terms.dx)
         move = jnp.where(slope > 0, excess / jnp.where(slope > 0, slope, 1), jnp.nan)

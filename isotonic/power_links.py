@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from isotonic.links import Row, Step, Terms
 from isotonic.powers import conjugate_exponent, power, power_slope
-from isotonic.rows import count_both, row_sum
+from isotonic.rows import count_inside, row_sum
 
 
 class PowerLink:
@@ -30,22 +30,19 @@ class PowerLink:
 
     def _step(self, u, floor, k, width, pull) -> Step:
         """From u `[..., n]`, h = max(u^(q-1), floor) inside; `pull` as in `_active_set_root`."""
-        inside = (u > 0) & (u < 1)
-        v = jnp.where(inside, u, 0)
+        v = jnp.where(u < 1, jnp.maximum(u, 0), 0)  # u inside the link, else 0
         e = self.exponent
-        count, whole = count_both(inside, u >= 1, u.dtype)
+        count, whole = count_inside(u)
         rest = k - whole  # what the items inside have to add up to
         solvable = (count > 0) & (rest > 0)
         safe = jnp.where(solvable, count, 1)
-        h = power(jnp.where(inside, u, 0.5), e)
-        h = jnp.where(inside, h if floor is None else jnp.maximum(h, floor), 0)
-        total = row_sum(h)
+        h = power(v, e)
+        total = row_sum(h if floor is None else jnp.where(v > 0, jnp.maximum(h, floor), 0))
         if e in (1, 2, 3):
             means = [*(row_sum(power(v, j)) / safe for j in range(1, int(e))), total / safe]
             shift = _active_set_root(means, jnp.where(solvable, rest, 0) / safe, pull)
         else:
-            w = jnp.where(inside, u, 0.5)
-            slope = row_sum(jnp.where(inside, power_slope(w, e), 0))
+            slope = row_sum(jnp.where(v > 0, power_slope(jnp.where(v > 0, v, 0.5), e), 0))
             # Newton's step for total^(1/(q-1)), which is linear in u if all items are equal.
             solvable &= (total > 0) & (slope > 0)
             safe = jnp.where(solvable, total, 1)
@@ -112,7 +109,7 @@ class MaskLink(PowerLink):
         u = gap / lam
         inside = (u > 0) & (u < 1)
         v = jnp.where(inside, u, 0.5)
-        h = jnp.where(inside, power(v, self.exponent), u >= 1)
+        h = power(jnp.clip(u, 0, 1), self.exponent)
         slope = jnp.where(inside, power_slope(v, self.exponent) / lam, 0)
         return Terms(h, slope, -slope, -slope * v)
 

@@ -29,15 +29,15 @@ def over_row(t, n):
     return jax.lax.dot_general(t, ones, (((), ()), ((), ())), precision="highest")
 
 
-def count_both(a, b, dtype):
-    """How many of the flags `a` and of the flags `b` `[..., n]` are set: one sum for short rows."""
+def count_inside(u):
+    """How many of u `[..., n]` are between 0 and 1, and how many at least 1."""
+    if u.shape[-1] > LONGEST_DOT:
+        return row_sum(((u > 0) & (u < 1)).astype(u.dtype)), row_sum((u >= 1).astype(u.dtype))
+    # One sum for both: whole numbers below 2^26, of few bits, are exact.
     base = 2.0 ** (LONGEST_DOT.bit_length())
-    a, b = a.astype(dtype), b.astype(dtype)
-    if a.shape[-1] > LONGEST_DOT:
-        return row_sum(a), row_sum(b)
-    packed = row_sum(a + base * b)  # whole numbers below 2^26, of few bits: exact
-    high = jnp.floor(packed / base)
-    return packed - base * high, high
+    packed = row_sum(jnp.where(u >= 1, base, jnp.where(u > 0, 1, 0)).astype(u.dtype))
+    whole = jnp.floor(packed / base)
+    return packed - base * whole, whole
 
 
 class Pair(NamedTuple):

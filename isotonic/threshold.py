@@ -47,7 +47,7 @@ def threshold(link: Link, x, k, lam) -> Threshold:
       lam: strength > 0; scalar or `[...]`, may be traced.
 
     Returns:
-      The selections `h` and the threshold `tau`.
+      The selections `h` and the threshold `tau`; the least float where a row selects all.
 
     The error in h is that of one summation, whatever max|x|/lam: tau is carried as the unevaluated
     sum of two floats, so that x - tau keeps its digits, as long as eps^2 |tau| is small beside lam.
@@ -65,8 +65,7 @@ def threshold(link: Link, x, k, lam) -> Threshold:
 def _threshold(link, x, k, lam):
     row = _statistics(x, k)
     tau = _search(link, x, row, k, lam)
-    h = link.terms(tau.gap(x), tau.high, lam).h
-    return jnp.where((k < row.n)[..., None], h, _real(x)), *tau
+    return link.terms(tau.gap(x), tau.high, lam).h, *tau
 
 
 def _threshold_jvp(link, primals, tangents):
@@ -74,19 +73,17 @@ def _threshold_jvp(link, primals, tangents):
     h, *tau = _threshold(link, *primals)
     n = x.shape[-1]
     terms = link.terms(Pair(*tau).gap(x), tau[0], lam)
-    soft = (k < row_sum(_real(x)))[..., None]
-    slope = jnp.where(soft, terms.dtau, 0)
-    total = row_sum(slope)
+    total = row_sum(terms.dtau)
     inner = total < 0
     total = jnp.where(inner, total, -1)
     # Tangents that are zero by construction cost nothing.
     dx, dk, dlam = (None if isinstance(t, SymbolicZero) else t for t in tangents)
-    direct = 0 if dx is None else jnp.where(soft, terms.dx, 0) * dx
+    direct = 0 if dx is None else terms.dx * dx
     if dlam is not None:
-        direct += jnp.where(soft, terms.dlam, 0) * over_row(dlam, n)
+        direct += terms.dlam * over_row(dlam, n)
     dtau = jnp.zeros_like(k) if isinstance(direct, int) else -row_sum(direct)
     dtau = jnp.where(inner, (dtau if dk is None else dtau + dk) / total, 0)
-    return (h, *tau), (direct + slope * over_row(dtau, n), dtau, jnp.zeros_like(dtau))
+    return (h, *tau), (direct + terms.dtau * over_row(dtau, n), dtau, jnp.zeros_like(dtau))
 
 
 _threshold.defjvp(_threshold_jvp, symbolic_zeros=True)
@@ -143,8 +140,10 @@ def _search(link, x, row: Row, k, lam) -> Pair:
 
     low, high, start = link.bracket(row, lam)
     inside = (low < start) & (start < high)
-    start = Pair(jnp.where(inside, start, middle_float(low, high)), zero)
-    search = _Search(start, low, high, zero + jnp.inf, zero - jnp.inf, k >= row.n)
+    start = jnp.where(inside, start, middle_float(low, high))
+    every = k >= row.n  # such a row selects all that it has
+    start = Pair(jnp.where(every, jnp.finfo(x.dtype).min, start), zero)
+    search = _Search(start, low, high, zero + jnp.inf, zero - jnp.inf, every)
     return jax.lax.while_loop(unfinished, improve, (search, 0))[0].tau
 
 
