@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from moe import mesh as meshes
-from moe.data import ImageSource, eval_batches, open_split, train_batches
+from moe.data import Augment, ImageSource, eval_batches, open_split, train_batches
 from moe.errors import UsageError
 from moe.model import build_model
 from moe.optimizer import build_optimizer, optimizer_shardings
@@ -180,6 +180,7 @@ def set_up(
 
 
 def _check_sizes(config: ConfigDict, mesh: Mesh) -> None:
+    Augment.from_mapping(config.data.augment)  # raises where a setting is out of range
     shards = mesh.size // mesh.shape["tensor"]
     for key, size, group in (
         ("batch_size", config.batch_size, config.optimizer.accumulate * config.moe.group_size),

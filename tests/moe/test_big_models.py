@@ -1,0 +1,63 @@
+"""What big models need: micro-batches and rounded gradients on meshes, and the compile cache."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.run import open_source, set_up
+from tests.moe.conftest import QUICK
+from tests.moe.test_mesh import SIZES, losses, meshed
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)], ids=str
+)
+def test_micro_batches_take_whole_groups_of_every_device(sizes, tiny):
+    """The step of four micro-batches, as on one device, where they are other examples."""
+    settings = SIZES | {"batch_size": "64", "moe__group_size": "2", "optimizer__accumulate": "4"}
+    found, *_ = losses(tiny(**settings, **meshed(*sizes)), steps=5)
+    alone, *_ = losses(tiny(**settings), jax.devices()[:1], steps=5)
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
+
+
+def test_gradients_in_bfloat16_are_those_of_the_rounded_parameters(tiny):
+    """What crosses devices is the cotangent of bfloat16 parameters; the moments stay float32."""
+    settings = SIZES | {"model__dtype": "bfloat16", **meshed(2, 2, 2)}
+    exact, state, _ = losses(tiny(**settings), steps=8)
+    found, rounded, run = losses(tiny(**settings, optimizer__grad_dtype="bfloat16"), steps=8)
+    # Most layers round their parameters themselves: there nothing changes, to the bit.
+    np.testing.assert_allclose(found, exact, atol=0.02)
+    floats = [a for a in jax.tree.leaves(rounded) if jnp.issubdtype(a.dtype, jnp.floating)]
+    assert {a.dtype for a in floats} == {jnp.dtype("float32")}
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(rounded), strict=True):
+        assert a.sharding == b.sharding and a.dtype == b.dtype
+    with jax.set_mesh(run.mesh):
+        text = jax.jit(run.train_step).lower(run.abstract_state(), run.abstract_batch()).as_text()
+    # A matrix of attention, [D, heads, D/heads]: rounded on its way into the step.
+    assert "(tensor<16x2x8xf32>) -> tensor<16x2x8xbf16>" in text
+
+
+def test_the_step_works_in_the_buffers_of_its_state(tiny):
+    config = tiny(**SIZES, **meshed(1, 2, 4))
+    run = set_up(config, open_source(config, "train"))
+    state = run.abstract_state()
+    layout = jax.tree.map(lambda a: a.sharding, state)
+    step = jax.jit(run.train_step, donate_argnums=0, out_shardings=(layout, None))
+    with jax.set_mesh(run.mesh):
+        memory = step.lower(state, run.abstract_batch()).compile(QUICK).memory_analysis()
+    own = sum(
+        a.dtype.itemsize * int(np.prod(a.sharding.shard_shape(a.shape)))
+        for a in jax.tree.leaves(state)
+    )
+    assert memory.alias_size_in_bytes >= own
+
+
+def test_the_compile_cache_keeps_programs(tiny, tmp_path):
+    kept = jax.config.jax_compilation_cache_dir
+    try:
+        config = tiny(compile_cache=str(tmp_path / "programs"))
+        set_up(config, open_source(config, "train")).initial_state()
+        assert any((tmp_path / "programs").iterdir())
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept)
