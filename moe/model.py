@@ -26,10 +26,7 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
     """
     check_names(config)
     model, moe, data = config.model, config.moe, config.data
-    explicit = (model.width, model.depth, model.mlp_dim, model.num_heads)
-    width, depth, mlp_dim, heads = (
-        mine or named for mine, named in zip(explicit, SIZES[model.size], strict=True)
-    )
+    width, depth, mlp_dim, heads = model_sizes(config)
     expert_layers = moe_layers(moe.layers, depth)
     if moe.num_experts < 1 or moe.group_size < 1:
         raise UsageError("moe.num_experts and moe.group_size must be 1 or more")
@@ -85,6 +82,13 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
         )
     except ValueError as error:  # sizes that do not fit, from the layers that know
         raise UsageError(str(error)) from error
+
+
+def model_sizes(config: ConfigDict) -> tuple[int, int, int, int]:
+    """Width D, depth L, MLP width F and heads H: the named size's, but for the explicit ones."""
+    model = config.model
+    explicit = (model.width, model.depth, model.mlp_dim, model.num_heads)
+    return tuple(mine or named for mine, named in zip(explicit, SIZES[model.size], strict=True))
 
 
 def check_names(config: ConfigDict) -> None:

@@ -20,6 +20,7 @@ SHRUNK = {
     "num_steps": "20",
     "batch_size": "64",
     "data.image_size": "16",
+    "data.num_classes": "0",
     "model.width": "16",
     "model.depth": "4",
     "model.mlp_dim": "32",
@@ -28,6 +29,8 @@ SHRUNK = {
     "moe.expert_dim": "16",
     "optimizer.warmup_steps": "2",
     "eval.batch_size": "64",
+    "mesh.fsdp": "1",
+    "mesh.expert": "1",
 }
 
 
@@ -41,6 +44,7 @@ def source(channels: int):
 def test_there_are_configs():
     names = {file.stem for file in CONFIGS}
     assert names >= {"digits", "fashion_mnist", "cifar100", "vmoe_s32_imagenet"}
+    assert names >= {"vmoe_b16_imagenet21k", "vmoe_15b"}
 
 
 @pytest.mark.parametrize("dense", ["false", pytest.param("true", marks=pytest.mark.slow)])
@@ -63,7 +67,13 @@ def test_builds_and_takes_a_step(file, dense):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("vmoe_s32_imagenet", 56.7), ("cifar100", 7.65), ("fashion_mnist", 2.88)]
+    ("name", "millions"),
+    [
+        ("vmoe_s32_imagenet", 56.7),
+        ("cifar100", 7.65),
+        ("fashion_mnist", 2.88),
+        ("vmoe_15b", 14_660),  # of 1,000 classes; 14,689 with its own 21,843
+    ],
 )
 def test_full_sizes(name, millions):
     """The configs as they stand, not shrunk, over 1,000 classes: shapes alone."""

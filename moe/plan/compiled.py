@@ -1,0 +1,86 @@
+"""The run's own training step, compiled for devices that need not be there."""
+
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from moe.errors import UsageError
+from moe.run import Run
+
+
+class Compiled(NamedTuple):
+    """A program for one chip, as its compiler gave it; sizes in bytes of one chip.
+
+    Attributes:
+      text: its HLO; "" where the compiler ran out of the chip's memory.
+      arguments, temporary: what it is handed (the state, in place, and a batch), and what it needs
+        beside that at the worst moment.
+      code: the program itself.
+      xla_flops, xla_bytes: XLA's own counts, in which a loop is one turn.
+      out_of_memory: the compiler's own words, "" where there was room.
+      needed: bytes that it then asked for.
+      seconds: from the Python function to the program.
+    """
+
+    text: str = ""
+    arguments: float | None = None
+    temporary: float | None = None
+    code: float | None = None
+    xla_flops: float | None = None
+    xla_bytes: float | None = None
+    out_of_memory: str = ""
+    needed: float | None = None
+    seconds: float = 0.0
+
+
+def compile_step(run: Run, options: dict[str, Any] | None = None) -> Compiled:
+    """Lowers and compiles what the trainer runs: the state is given away and comes back in place.
+
+    Only the trainer's sums since the last line of the log, some kilobytes, are left out.
+
+    Args:
+      options: of the compiler.
+
+    Raises:
+      UsageError: the config does not fit itself, found as its step is traced.
+    """
+    start = time.perf_counter()
+    state, batch = run.abstract_state(), run.abstract_batch()
+    layout = jax.tree.map(lambda a: a.sharding, state)
+    with jax.set_mesh(run.mesh):
+        step = jax.jit(run.train_step, donate_argnums=0, out_shardings=(layout, run.replicated))
+        try:
+            lowered = step.lower(state, batch)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        try:
+            program = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            message = str(error)
+            if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
+                raise
+            words, needed = out_of_memory(message)
+            seconds = time.perf_counter() - start
+            return Compiled(out_of_memory=words, needed=needed, seconds=seconds)
+    seconds = time.perf_counter() - start
+    memory, cost = program.memory_analysis(), program.cost_analysis() or {}
+    return Compiled(
+        program.as_text(),
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.generated_code_size_in_bytes,
+        cost.get("flops"),
+        cost.get("bytes accessed"),
+        seconds=seconds,
+    )
+
+
+def out_of_memory(message: str) -> tuple[str, float | None]:
+    """The sentence of a compiler's error that says how much was missing, and the bytes it needs."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm[^\n]*", message)
+    if not found:
+        return message.strip().splitlines()[0], None
+    scale = 1024 ** " KMGT".index(found[2] or " ")
+    return found[0].strip(), float(found[1]) * scale

@@ -1,0 +1,125 @@
+"""What a chip holds during a step, in bytes."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from moe.plan.chips import Chip
+from moe.plan.compiled import Compiled
+from moe.run import Run
+
+
+class Memory(NamedTuple):
+    """Bytes of one chip; None where only the chip's own compiler knows.
+
+    Attributes:
+      parameters, optimizer, average, batch: by their shapes and shardings; `average` is the moving
+        average of the parameters, where the config asks for it.
+      padding: of those, to the tiles of the chip's memory.
+      activations: what the backward pass reads of the forward pass, by its shapes, split like the
+        examples. The compiler may choose to keep less or more.
+      temporary: all else that the program needs at its worst moment: gradients, gathered
+        parameters, buffers of the exchanges.
+      code: the program.
+      total: of all these; what the compiler asked for, where it is more than there is.
+      limit: what the chip grants a program.
+    """
+
+    parameters: float
+    optimizer: float
+    average: float
+    batch: float
+    activations: float
+    padding: float | None = None
+    temporary: float | None = None
+    code: float | None = None
+    total: float | None = None
+    limit: float | None = None
+
+    @property
+    def state(self) -> float:
+        return self.parameters + self.optimizer + self.average
+
+    @property
+    def fits(self) -> bool | None:
+        """None where it cannot be known: only that the state alone is too much can always be."""
+        if self.limit is None:
+            return None
+        if self.total is None:
+            return False if self.state > self.limit else None
+        return self.total <= self.limit
+
+
+def chip_bytes(tree) -> float:
+    """Of a tree of shapes with shardings: the part that one chip holds."""
+    return float(
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )
+
+
+def state_memory(run: Run) -> Memory:
+    """What is known without a compiler."""
+    state = run.abstract_state()
+    return Memory(
+        parameters=chip_bytes(state["params"]),
+        optimizer=chip_bytes(state["opt_state"]) + chip_bytes(state["step"]),
+        average=chip_bytes(state.get("ema", ())),
+        batch=chip_bytes(run.abstract_batch()),
+        activations=activations(run),
+    )
+
+
+def measure(run: Run, program: Compiled, chip: Chip) -> Memory:
+    """With what the compiler of this chip says."""
+    known = state_memory(run)._replace(limit=chip.hbm)
+    if chip.kind != "tpu":  # compiled for a CPU, whose buffers say nothing about a GPU's
+        return known
+    if program.out_of_memory:
+        return known._replace(total=program.needed or math.inf)
+    handed = known.state + known.batch
+    kept = min(known.activations, program.temporary)
+    return known._replace(
+        padding=program.arguments - handed,
+        activations=kept,
+        temporary=program.temporary - kept,
+        code=program.code,
+        total=program.arguments + program.temporary + program.code,
+    )
+
+
+def activations(run: Run) -> float:
+    """Bytes of a chip that the backward pass reads, but for the parameters.
+
+    They are the residuals of JAX's own derivative, after what `remat` forgets, of one micro-batch.
+    """
+    batch = run.abstract_batch()["image"]
+    parts = run.config.optimizer.accumulate
+    images = jax.ShapeDtypeStruct((batch.shape[0] // parts, *batch.shape[1:]), batch.dtype)
+
+    def residuals(params, images):
+        def forward(params):
+            out = nnx.merge(run.graphdef, params)(images, train=True, key=jax.random.key(0))
+            return out.logits, out.aux_loss
+
+        return jax.tree.leaves(jax.vjp(forward, params)[1])
+
+    with jax.set_mesh(run.mesh):
+        kept = jax.eval_shape(residuals, run.params, images)
+    parameters = [(p.shape, p.dtype) for p in jax.tree.leaves(run.params)]
+    total = 0.0
+    for leaf in kept:
+        if (leaf.shape, leaf.dtype) in parameters:
+            parameters.remove((leaf.shape, leaf.dtype))
+        elif leaf.dtype != jax.dtypes.float0:
+            total += leaf.size * np.dtype(leaf.dtype).itemsize if _is_plain(leaf) else 0
+    return total / (run.mesh.size // run.mesh.shape["tensor"])
+
+
+def _is_plain(leaf) -> bool:
+    return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
