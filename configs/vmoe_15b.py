@@ -3,7 +3,7 @@
 Riquelme et al. 2021 give 14.7 billion parameters and these shapes but for the widths. Those follow
 from the count: an expert of D x F has 2 D F + F + D parameters, and 24 layers of 32 are nearly all
 of the model, so D F is about 9.0 million. D = 1408 with 16 heads is the ViT-g of Zhai et al. 2022;
-F = 6400 is then the multiple of 256 that meets it: 14,688,982,355 parameters, of which a token uses
+F = 6400 is then the multiple of 256 that meets it: 14,694,149,203 parameters, of which a token uses
 1.71 billion (the model's own count, `plan.py` and tests/moe/test_configs.py).
 
     python plan.py --config=configs/vmoe_15b.py --topology=v5p:4x4x8      does it fit, how fast

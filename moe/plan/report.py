@@ -42,6 +42,22 @@ def print_plan(plan: Plan) -> None:
         console.print(line)
 
 
+def print_sweep(plans: list[Plan]) -> None:
+    """The plans of a sweep as rows, in their order."""
+    table = _table("\nsweep", "mesh", "remat", "memory", "", "ms a step", "MFU", "images/s")
+    for plan in plans:
+        memory, time = plan.memory, plan.time
+        row = [" ".join(f"{axis}={n}" for axis, n in plan.mesh.items() if n > 1)]
+        row += [plan.config.model.remat, "> all" if memory.total is None else size(memory.total)]
+        row += ["fits" if memory.fits else "does not fit"]
+        if time:
+            row += [f"{milliseconds(time.fastest)} to {milliseconds(time.slowest)}"]
+            row += [f"{time.mfu[0]:.0%} to {time.mfu[1]:.0%}"]
+            row += [f"{time.images[0]:,.0f} to {time.images[1]:,.0f}"]
+        table.add_row(*row)
+    Console(highlight=False, width=120).print(table)
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, box=None)
     for number, column in enumerate(columns):
