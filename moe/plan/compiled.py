@@ -15,8 +15,10 @@ class Compiled(NamedTuple):
 
     Attributes:
       text: its HLO; "" where the compiler ran out of the chip's memory.
-      arguments, temporary: what it is handed (the state, in place, and a batch), and what it needs
-        beside that at the worst moment.
+      arguments: what it is handed, the state and a batch.
+      peak: all that it needs at the worst moment, these and the program included. Not the sum of
+        what it is handed and its buffers: the state comes back in place, and some of its room may
+        serve in between.
       code: the program itself.
       xla_flops, xla_bytes: XLA's own counts, in which a loop is one turn.
       out_of_memory: the compiler's own words, "" where there was room.
@@ -26,7 +28,7 @@ class Compiled(NamedTuple):
 
     text: str = ""
     arguments: float | None = None
-    temporary: float | None = None
+    peak: float | None = None
     code: float | None = None
     xla_flops: float | None = None
     xla_bytes: float | None = None
@@ -69,7 +71,7 @@ def compile_step(run: Run, options: dict[str, Any] | None = None) -> Compiled:
     return Compiled(
         program.as_text(),
         memory.argument_size_in_bytes,
-        memory.temp_size_in_bytes,
+        memory.peak_memory_in_bytes,
         memory.generated_code_size_in_bytes,
         cost.get("flops"),
         cost.get("bytes accessed"),
@@ -78,8 +80,15 @@ def compile_step(run: Run, options: dict[str, Any] | None = None) -> Compiled:
 
 
 def out_of_memory(message: str) -> tuple[str, float | None]:
-    """The sentence of a compiler's error that says how much was missing, and the bytes it needs."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm[^\n]*", message)
+    """The sentence of a compiler's error that says how much was missing, and the bytes it needs.
+
+    The TPU's compiler has two: one on finding that no order of the program fits, an earlier one
+    where its buffers alone are too many.
+    """
+    number = r"([\d.]+)([KMGT]?)"
+    late = rf"Used {number} of [\d.]+[KMGT]? hbm[^\n]*"
+    early = rf"the total memory required[^\n(]*\({number}\) exceeds available HBM \([\d.]+\w?\)"
+    found = re.search(late, message) or re.search(early, message)
     if not found:
         return message.strip().splitlines()[0], None
     scale = 1024 ** " KMGT".index(found[2] or " ")

@@ -83,13 +83,14 @@ def measure(run: Run, program: Compiled, chip: Chip) -> Memory:
     if program.out_of_memory:
         return known._replace(total=program.needed or math.inf)
     handed = known.state + known.batch
-    kept = min(known.activations, program.temporary)
+    rest = program.peak - program.arguments - program.code
+    kept = min(known.activations, rest)
     return known._replace(
         padding=program.arguments - handed,
         activations=kept,
-        temporary=program.temporary - kept,
+        temporary=rest - kept,
         code=program.code,
-        total=program.arguments + program.temporary + program.code,
+        total=program.peak,
     )
 
 

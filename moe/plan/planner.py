@@ -170,6 +170,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
     """All numbers of a plan, for other programs."""
     program = plan.program._asdict()
     del program["text"]
+    total = plan.memory.total  # infinite where the compiler said no number; JSON has no word for it
+    total = None if total == math.inf else total
     time = plan.time and plan.time._asdict() | {"bound": plan.time.bound}
     return {
         "topology": plan.topology.name,
@@ -194,7 +196,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "program_loops_once": sum(one.bytes for one in plan.work),
             "xla_loops_once": plan.program.xla_bytes,
         },
-        "memory": plan.memory._asdict() | {"fits": plan.memory.fits},
+        "memory": plan.memory._asdict() | {"total": total, "fits": plan.memory.fits},
         "collectives": [row._asdict() for row in table(plan.collectives)],
         "expert_weights_moved": [f"{one.kind} {one.name}" for one in plan.moved_experts],
         "unknown_loops": plan.unknown_loops,

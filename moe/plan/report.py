@@ -12,7 +12,7 @@ PARTS = 8  # lines of the program that are shown
 
 
 def print_plan(plan: Plan) -> None:
-    console = Console(highlight=False, width=100)
+    console = Console(highlight=False, width=100, soft_wrap=True)
     mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
     config = plan.config
     console.print(
@@ -23,7 +23,7 @@ def print_plan(plan: Plan) -> None:
     console.print(_model(plan))
     console.print(_memory(plan))
     verdict = {True: "fits", False: "does not fit", None: "not known whether it fits"}
-    console.print(f"[bold]{verdict[plan.memory.fits]}[/bold] {_margin(plan)}")
+    console.print(f"[bold]{verdict[plan.memory.fits]}[/bold]{_margin(plan)}")
     if plan.program.text:
         console.print(_collectives(plan))
         moved = plan.moved_experts
@@ -103,11 +103,12 @@ def _memory(plan: Plan) -> Table:
 def _margin(plan: Plan) -> str:
     memory = plan.memory
     if plan.program.out_of_memory:
-        return f"the compiler: {plan.program.out_of_memory}"
-    if memory.limit is None or memory.total is None:
-        share = f": the state is {memory.state / memory.limit:.0%} of it" if memory.limit else ""
-        return share.removeprefix(": ")
-    return f"{memory.total / memory.limit:.0%} used"
+        return f"; the compiler: {plan.program.out_of_memory}"
+    if memory.limit is None:
+        return ""
+    if memory.total is None:
+        return f"; the state is {memory.state / memory.limit:.0%} of it"
+    return f", {memory.total / memory.limit:.0%} used"
 
 
 def _collectives(plan: Plan) -> Table:
