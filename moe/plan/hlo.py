@@ -173,18 +173,21 @@ def executions(module: Module) -> Executions:
         for instruction in module.computations[name].values():
             turns = 1
             if instruction.opcode == "while":
-                length = trip_count(module, instruction)
+                length = trip_count(module, module.computations[name], instruction)
                 if length is None and times[name]:
                     unknown.append(instruction.attribute(r'op_name="([^"]*)"') or instruction.name)
-                turns = length or 1
+                turns = 1 if length is None else length
             for role, target in called(instruction):
                 if target in times:
                     times[target] += times[name] * (turns if role == "body" else 1)
     return Executions(times, unknown)
 
 
-def trip_count(module: Module, loop: Instruction) -> int | None:
-    """Turns of a `while`: what XLA noted, or the constant that its counter is compared with."""
+def trip_count(module: Module, around: dict[str, Instruction], loop: Instruction) -> int | None:
+    """Turns of a `while`: what XLA noted, or from where its counter starts to what it is below.
+
+    The TPU's compiler notes nothing, and may have peeled turns off: a start above 0.
+    """
     known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
     if known:
         return int(known)
@@ -192,9 +195,26 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
     last = list(condition.values())[-1:]
     if not last or not _counts_up(module, last[0]):
         return None
-    limits = [c for c in (condition.get(name) for name in last[0].operands) if c]
-    limits = [c for c in limits if c.opcode == "constant"]
-    return int(limits[0].attribute(r"(\d+)")) if len(limits) == 1 else None
+    compared = [condition[name] for name in last[0].operands if name in condition]
+    limits = [c for c in compared if c.opcode == "constant"]
+    if len(limits) != 1:
+        return None
+    counters = [c for c in compared if c.opcode == "get-tuple-element"]
+    start = _initial(around, loop, counters[0]) if counters else 0
+    return max(int(limits[0].attribute(r"(\d+)")) - start, 0)
+
+
+def _initial(around: dict[str, Instruction], loop: Instruction, counter: Instruction) -> int:
+    """The constant that a loop's counter starts from; 0 where the text does not say."""
+    index = int(counter.attribute(r"index=(\d+)") or 0)
+    initial = around.get(loop.operands[0])
+    if initial is None or initial.opcode != "tuple" or index >= len(initial.operands):
+        return 0
+    value = around.get(initial.operands[index])
+    while value is not None and value.opcode in ("copy", "bitcast"):
+        value = around.get(value.operands[0])
+    is_constant = value is not None and value.opcode == "constant"
+    return int(value.attribute(r"(\d+)") or 0) if is_constant else 0
 
 
 def _counts_up(module: Module, root: Instruction) -> bool:

@@ -111,6 +111,34 @@ def test_a_loop_of_unknown_length_is_told():
     assert len(runs.unknown_loops) == 1
 
 
+@pytest.mark.parametrize(("start", "turns"), [(0, 24), (1, 23)])
+def test_a_loop_after_its_peeled_turns(start, turns):
+    """As the TPU's compiler writes it: no note of its length, the counter in the state."""
+    text = f"""HloModule m
+
+%body (b: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  ROOT %b = (s32[], f32[8]) parameter(0)
+}}
+
+%condition (c: (s32[], f32[8])) -> pred[] {{
+  %c = (s32[], f32[8]{{0}}) parameter(0)
+  %i = s32[]{{:T(128)}} get-tuple-element(%c), index=0
+  %n = s32[]{{:T(128)}} constant(24)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}}
+
+ENTRY %main (x: f32[8]) -> (s32[], f32[8]) {{
+  %x = f32[8]{{0}} parameter(0)
+  %start = s32[] constant({start})
+  %copied = s32[] copy(%start)
+  %state = (s32[], f32[8]{{0}}) tuple(%copied, %x)
+  ROOT %loop = (s32[], f32[8]{{0}}) while(%state), condition=%condition, body=%body
+}}
+"""
+    runs = hlo.executions(hlo.parse(text))
+    assert runs.times["body"] == turns and not runs.unknown_loops
+
+
 TPU = """HloModule m
 
 %sum (a: f32[], b: f32[]) -> f32[] {
