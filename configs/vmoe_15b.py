@@ -7,7 +7,7 @@ F = 6400 is then the multiple of 256 that meets it: 14,694,149,203 parameters, o
 1.71 billion (the model's own count, `plan.py` and tests/moe/test_configs.py).
 
     python plan.py --config=configs/vmoe_15b.py --topology=v5p:4x4x8      does it fit, how fast
-    python train.py --config=configs/vmoe_15b.py --workdir=gs://BUCKET/vmoe_15b    on every host
+    python train.py --config=configs/vmoe_15b.py --workdir=/mnt/BUCKET/vmoe_15b    on every host
     ... --config.moe.dense=True        the dense row: an MLP of the experts' FLOPs in their place
 
 Made for 128 chips of v5p, see docs/plan.md: each chip has one expert of every layer (the axis
