@@ -162,7 +162,7 @@ def _unknown(topology: Topology, run: Run) -> list[str]:
     else:
         said.append("not known: times; nothing is assumed of a CPU")
     if run.config.model.dtype == "bfloat16":
-        said.append("a CPU sums bfloat16 in float32: bytes of all-reduces are up to twice a GPU's")
+        said.append("a CPU computes bfloat16 in float32: what it exchanges is up to twice a GPU's")
     return said
 
 

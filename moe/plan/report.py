@@ -128,7 +128,7 @@ def _time(plan: Plan) -> Table:
     moved = sum(one.count * one.bytes for one in plan.work)
     for name, value in (
         ("compute, at the peak", time.compute),
-        (f"main memory, {amount(moved, 'B')}", time.memory),
+        ("main memory" + (f", {amount(moved, 'B')}" if time.memory else ""), time.memory),
         ("the chip: of each instruction the slower", time.chip),
         ("links between chips", time.links),
         ("network", time.network),
