@@ -5,7 +5,7 @@
 # through `run`, which under --dry-run prints the command instead.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-dry_run='' config='' workdir='' overrides=() train=()
+dry_run='' config='' workdir='' rest=() train=()
 
 fail() {
   printf 'error: %s\n' "$*" >&2
@@ -59,7 +59,7 @@ parse() {
       --dry-run) dry_run=1 ;;
       --config=*) config=${word#*=} ;;
       --workdir=*) workdir=${word#*=} ;;
-      --config.?*=*) overrides+=("$word") ;;
+      --config.?*=* | --start_timeout=?* | --heartbeat_timeout=?*) rest+=("$word") ;;
       --config | --config.?* | --workdir) fail "$word needs a value: $word=VALUE" ;;
       --?*)
         if [[ $switches == *" $name "* && $word != *=* ]]; then
@@ -102,7 +102,7 @@ require_run() {
     fail "--workdir=$workdir: expected an absolute path that every host sees, as /mnt/BUCKET/run"
   fi
   # shellcheck disable=SC2034 # the launchers read it
-  train=(train.py "--config=$config" "--workdir=$workdir" ${overrides[@]+"${overrides[@]}"})
+  train=(train.py "--config=$config" "--workdir=$workdir" ${rest[@]+"${rest[@]}"})
 }
 
 # To the checkout, so that relative paths mean the same in a dry run and on every host.

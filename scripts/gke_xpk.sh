@@ -40,8 +40,9 @@ done
 submit=(xpk workload create "--cluster=$(flag cluster)" "--workload=$workload"
   "--tpu-type=$(flag tpu-type)" "--num-slices=$(flag num-slices 1)"
   "--max-restarts=$(flag max-restarts 20)"
-  # xpk restarts after exit codes 42 and 127-255 by itself; 1 is a process whose peer died.
-  --restart-on-exit-codes=1
+  # Beside 42 and 127-255, which xpk restarts by itself: 1 is an unforeseen error, 75 a lost peer
+  # (moe/faults.py). After a mistake, 2, the workload ends.
+  "--restart-on-exit-codes=1,75"
   "--termination-grace-period-seconds=$(flag grace 300)")
 for name in "${passed[@]}"; do
   [[ ! $(flag "$name") ]] || submit+=("--$name=$(flag "$name")")

@@ -24,6 +24,7 @@ HARD = [
     '--config.data.name=it\'s a "set" of $HOME and ${x} & `id` # {command} \\ *',
     "--config.init.workdir=",
     "--config.seed=7",
+    "--start_timeout=1200",
 ]
 TPU = ("--name=pod", "--zone=us-east5-a")
 RUN = ("--config=configs/digits.py", "--workdir=/mnt/bucket/run")
