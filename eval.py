@@ -7,9 +7,8 @@ Overrides may change the data (--config.data.name, .data_dir) and the evaluation
 """
 
 import argparse
-import pathlib
 
-from moe import cli
+from moe import cli, distributed
 
 
 def main(argv) -> None:
@@ -19,11 +18,13 @@ def main(argv) -> None:
     parser.add_argument("--workdir", required=True, help="the directory of a run")
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     parser.add_argument("--split", help="of the data set; default: config.data.eval_split")
+    distributed.add_flags(parser)
     flags, overrides = cli.parse(parser, argv)
-    from moe.evaluation import evaluate_run  # late: a misspelt flag should not wait for JAX
+    workdir = cli.local_path(flags.workdir)
+    with distributed.processes(flags):
+        from moe.evaluation import evaluate_run  # late: a misspelt flag should not wait for JAX
 
-    workdir = pathlib.Path(flags.workdir)
-    evaluate_run(workdir, step=flags.step, split=flags.split, overrides=overrides)
+        evaluate_run(workdir, step=flags.step, split=flags.split, overrides=overrides)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Train a config; run the same command again to continue.
 
 python train.py --config=configs/digits.py --workdir=DIR [--config.KEY=VALUE ...]
+
+On several hosts, the same command on each; docs/hosts.md.
 """
 
 import argparse
-import pathlib
 
-from moe import cli
+from moe import cli, distributed
 
 
 def main(argv) -> None:
@@ -15,11 +16,14 @@ def main(argv) -> None:
     )
     parser.add_argument("--config", required=True, help="a file of configs/")
     parser.add_argument("--workdir", required=True, help="the directory of the run")
+    distributed.add_flags(parser)
     flags, overrides = cli.parse(parser, argv)
+    workdir = cli.local_path(flags.workdir)
     config = cli.load_config(flags.config, overrides)
-    from moe.trainer import train  # late: a misspelt key should not wait for JAX
+    with distributed.processes(flags):
+        from moe.trainer import train  # late: a misspelt key should not wait for JAX
 
-    train(config, pathlib.Path(flags.workdir))
+        train(config, workdir)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from moe.errors import UsageError
+from moe.distributed import AgreedError, first_text
 
 BEST_METRIC = "eval/accuracy"
 
@@ -57,9 +57,14 @@ class Checkpoints:
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """What `like` has of the state of `step`, with its structure, shapes and shardings."""
-        items = {key: ocp.args.StandardRestore(_named(t)) for key, t in _items(like).items()}
-        found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        arrays = {name: array for item in found.values() for name, array in item.items()}
+        arrays = {}
+        for item, tree in _items(like).items():
+            # Not the manager's restore: it waits for the other processes, also for one that found
+            # its part damaged and is not coming.
+            arrays |= ocp.StandardCheckpointHandler().restore(
+                self.directory.absolute() / str(step) / item,
+                args=ocp.args.StandardRestore(_named(tree)),
+            )
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
 
     def restore_newest(self, like: dict[str, Any], step: int | None = None):
@@ -72,24 +77,35 @@ class Checkpoints:
         """
         steps = self.steps()
         if step is not None and step not in steps:
-            raise UsageError(f"no checkpoint of step {step} in {self.directory}; it has {steps}")
+            raise AgreedError(f"no checkpoint of step {step} in {self.directory}; it has {steps}")
         damaged, reason = [], "there is none"
         for candidate in [step] if step is not None else reversed(steps):
+            state, wrong = None, ""
             try:
-                return self.restore(candidate, like), candidate, damaged
+                state = self.restore(candidate, like)
             except Exception as error:  # whatever tensorstore, json or orbax found wrong
-                damaged.append(candidate)
-                reason = str(error)[:200]
-        raise UsageError(f"no checkpoint in {self.directory} can be read (of {steps}): {reason}")
+                wrong = str(error)[:200] or type(error).__name__
+            wrong = first_text(wrong)  # damaged for one process is damaged for all
+            if not wrong:
+                return state, candidate, damaged
+            damaged.append(candidate)
+            reason = wrong
+        raise AgreedError(f"no checkpoint in {self.directory} can be read (of {steps}): {reason}")
 
-    def set_aside(self, step: int) -> pathlib.Path:
+    def aside(self, step: int) -> pathlib.Path:
+        """Where a damaged checkpoint is moved to."""
+        return self.directory.with_name(f"{self.directory.name}.damaged") / str(step)
+
+    def set_aside(self, step: int) -> None:
         """Moves a damaged checkpoint out of the way of the one that will be saved in its place."""
-        aside = self.directory.with_name(f"{self.directory.name}.damaged") / str(step)
+        aside = self.aside(step)
         aside.parent.mkdir(exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.move(self.directory / str(step), aside)
+
+    def reload(self) -> None:
+        """Looks again at what is there."""
         self._manager.reload()
-        return aside
 
     def close(self) -> None:
         """Waits until all that was saved is on disk."""

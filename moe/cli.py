@@ -43,6 +43,20 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]):
     return flags, overrides
 
 
+def local_path(text: str) -> pathlib.Path:
+    """The path of --workdir.
+
+    Raises:
+      UsageError: it is an address of a bucket, which `pathlib` would take for a folder "gs:".
+    """
+    if "://" in text:
+        raise UsageError(
+            f"--workdir={text} is an address, not a path; mount it and give the path that it has "
+            "then (gs://BUCKET: gcsfuse BUCKET /mnt/BUCKET on every host)"
+        )
+    return pathlib.Path(text)
+
+
 def load_config(path: str, overrides: dict[str, str]) -> ConfigDict:
     """Returns `get_config()` of a Python file, with the overrides applied."""
     file = pathlib.Path(path)

@@ -60,3 +60,21 @@ def routing_table(total: dict[str, Any], examples: float) -> dict[int, dict[str,
             "drop_rate": float(total["dropped"][layer] / examples),
         }
     return table
+
+
+def training_scalars(totals: dict[str, Any], batch_size: int) -> dict[str, float]:
+    """The log's row from the sums of some training steps (numpy)."""
+    examples = float(totals["steps"]) * batch_size
+    row = {
+        "train/loss": totals["loss"] / examples,
+        "train/accuracy": totals["correct"] / examples,
+        "train/aux_loss": totals["aux_loss"] / examples,
+        "train/grad_norm": totals["grad_norm"] / totals["steps"],
+    }
+    return {k: float(v) for k, v in row.items()} | layer_scalars(totals, examples, "train")
+
+
+def layer_scalars(totals: dict[str, Any], examples: float, phase: str) -> dict[str, float]:
+    """`routing_table` as scalars with names."""
+    table = routing_table(totals, examples)
+    return {f"{phase}/layer_{i}/{k}": v for i, row in table.items() for k, v in row.items()}

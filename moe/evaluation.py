@@ -12,6 +12,7 @@ from moe import cli, report
 from moe import config as configs
 from moe.checkpoint import Checkpoints
 from moe.data.transforms import fit, to_float
+from moe.distributed import by_first, together
 from moe.errors import UsageError
 from moe.evaluate import evaluate, routing_table, scalars
 from moe.model import build_model
@@ -34,14 +35,7 @@ def evaluate_run(
     Raises:
       UsageError: no run or no readable checkpoint there, or overrides that do not fit it.
     """
-    file = workdir / "config.json"
-    if not file.is_file():
-        raise UsageError(f"{workdir} holds no run (no config.json); train one with train.py")
-    saved = configs.from_json(file.read_text())
-    config = _override(saved, overrides)
-    source = open_source(config, split or config.data.eval_split)
-    run = set_up(config, source)
-    _check_fit(saved, run)
+    run, source = together(lambda: _prepare(workdir, split, overrides))
     params, step, damaged = _restore(workdir, run, step)
     for bad in damaged:
         print(f"checkpoint {bad} is damaged; using step {step}")
@@ -63,11 +57,26 @@ def evaluate_run(
         **values,
         "layers": layers,
     }
-    report.write_json(workdir / "eval.json", result)
+    by_first(lambda: report.write_json(workdir / "eval.json", result))
     print(f"wrote {workdir / 'eval.json'}")
-    if layers:
+    if layers and jax.process_count() > 1:
+        print("pictures are drawn by one process: run eval.py on one host alone for them")
+    elif layers:
         _draw(workdir / "pictures", run, params, source, total)
     return result
+
+
+def _prepare(workdir: pathlib.Path, split: str | None, overrides: dict[str, str]):
+    """The run as it will be evaluated, and its data; nothing is read of the checkpoint."""
+    file = workdir / "config.json"
+    if not file.is_file():
+        raise UsageError(f"{workdir} holds no run (no config.json); train one with train.py")
+    saved = configs.from_json(file.read_text())
+    config = _override(saved, overrides)
+    source = open_source(config, split or config.data.eval_split)
+    run = set_up(config, source)
+    _check_fit(saved, run)
+    return run, source
 
 
 def _override(saved: ConfigDict, overrides: dict[str, str]) -> ConfigDict:

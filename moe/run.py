@@ -42,7 +42,9 @@ class Run:
         return make_train_step(self.config, self.graphdef, self.optimizer)
 
     def eval_step(self) -> Callable:
-        return self.jit(make_eval_step(self.config, self.graphdef))
+        """params, batch -> sums, on every device."""
+        step = make_eval_step(self.config, self.graphdef)
+        return self.jit(step, out_shardings=self.replicated)
 
     def jit(self, f: Callable, **options) -> Callable:
         """`jax.jit`, with the run's mesh in context whenever it traces."""

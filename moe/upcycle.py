@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from moe import config as configs
 from moe.checkpoint import Checkpoints
+from moe.distributed import is_first
 from moe.errors import UsageError
 from moe.run import Run, set_up
 from moe.step import State
@@ -182,4 +183,5 @@ def _tell(origins: dict[str, str], where: str, step: int, workdir: pathlib.Path)
     for line, count in sorted(Counter(map(kind, origins)).items()):
         print(f"  {line}" + (f" ({count} blocks)" if count > 1 else ""))
     report = {"workdir": where, "step": step, "parameters": origins}
-    (workdir / "init.json").write_text(json.dumps(report, indent=2) + "\n")
+    if is_first():
+        (workdir / "init.json").write_text(json.dumps(report, indent=2) + "\n")

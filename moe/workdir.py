@@ -1,0 +1,57 @@
+"""The directory of a run: whether it can hold this run, its config.json, and where it left off."""
+
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+from moe import config as configs
+from moe.checkpoint import Checkpoints
+from moe.distributed import by_first
+from moe.errors import UsageError
+
+
+def check(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Looks and touches nothing.
+
+    Raises:
+      UsageError: `workdir` is a file, or holds a run of another config.
+    """
+    file = workdir / "config.json"
+    if file.exists():
+        changed = configs.differences(configs.from_json(file.read_text()), config)
+        if changed:
+            raise UsageError(
+                f"{workdir} holds a run of another config ({'; '.join(changed[:4])}"
+                f"{' ...' if len(changed) > 4 else ''}); choose another --workdir to start anew"
+            )
+    elif workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir={workdir} is a file; expected a directory")
+
+
+def open_(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Makes the directory and writes its config.json, whole or not at all.
+
+    Raises:
+      UsageError: it cannot be written to.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        fresh = workdir / "config.json.new"
+        fresh.write_text(configs.to_json(config))
+        os.replace(fresh, workdir / "config.json")
+    except OSError as error:
+        raise UsageError(f"cannot write to --workdir={workdir}: {error.strerror}") from error
+
+
+def resume(checkpoints: Checkpoints, like):
+    """The newest readable state and its step; the state of step 0 where there is no checkpoint."""
+    if not checkpoints.steps():
+        return like, 0
+    state, step, damaged = checkpoints.restore_newest(like)
+    for bad in damaged:
+        by_first(lambda bad=bad: checkpoints.set_aside(bad))
+        checkpoints.reload()
+        aside = checkpoints.aside(bad)
+        print(f"checkpoint {bad} is damaged and was moved to {aside}; using step {step}")
+    return state, step

@@ -1,0 +1,135 @@
+"""Several real processes with real collectives: the same run, and what happens when one dies."""
+
+import json
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from moe.faults import LOST, LOST_LINE
+from tests.moe import hosts
+
+FEW = {"num_steps": "6", "log__every": "1", "eval__every": "6", "checkpoint__every": "6"}
+MANY = {"num_steps": "20", "log__every": "1", "optimizer__learning_rate": "0.01"}
+EXPERTS = {"mesh__data": "1", "mesh__expert": "-1"}  # every process holds other experts
+# All that could make a resumed run differ, and long enough to be killed in the middle.
+LONG = {"num_steps": "150", "checkpoint__every": "9", "eval__every": "60", "log__every": "5"}
+LONG |= {"router__name": "topk", "data__augment__crop": "1", "data__augment__mixup": "0.2"}
+LONG |= {"model__dropout": "0.1", "optimizer__ema_decay": "0.9"}
+
+
+@pytest.fixture(scope="module")
+def one(data_dir, tmp_path_factory):
+    """The few steps by a single process."""
+    workdir = tmp_path_factory.mktemp("one")
+    hosts.succeed(hosts.train(1, workdir, data_dir, **FEW))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def four(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("four")
+    return workdir, hosts.succeed(hosts.train(4, workdir, data_dir, **FEW, **EXPERTS))
+
+
+def test_four_processes_train_as_one(one, four):
+    workdir, screens = four
+    np.testing.assert_allclose(hosts.losses(workdir), hosts.losses(one), rtol=0, atol=1e-5)
+    assert "on 4 device(s)" in screens[0]
+    for screen in screens[1:]:
+        assert not [line for line in screen.splitlines() if "Gloo" not in line], screen
+
+
+def test_a_checkpoint_of_four_processes_evaluates_on_one_and_two(four, tmp_path):
+    workdir, _ = four
+    trained = hosts.rows(workdir)[-1]
+    for count in (1, 2):
+        screens = hosts.succeed(hosts.Hosts(count, "eval.py", [f"--workdir={workdir}"]))
+        found = json.loads((workdir / "eval.json").read_text())
+        for key in ("accuracy", "loss", "top5_accuracy"):
+            assert found[key] == pytest.approx(trained[f"eval/{key}"], abs=1e-6), count
+        drawn = "drew" if count == 1 else "pictures are drawn by one process"
+        assert drawn in screens[0]
+
+
+def test_sigterm_on_one_of_two_stops_both(data_dir, tmp_path):
+    settings = FEW | {"num_steps": "60", "checkpoint__every": "50", "eval__every": "60"}
+    unbroken, workdir = tmp_path / "unbroken", tmp_path / "stopped"
+    run = hosts.train(2, workdir, data_dir, **settings)
+    run.wait_for(workdir, 8)
+    run.processes[1].send_signal(signal.SIGTERM)
+    codes, screens = run.finish()
+    assert codes == [143, 143], "\n".join(screens)
+    assert "checkpoint saved; the same command continues" in screens[0]
+    assert "continuing" in hosts.succeed(hosts.train(2, workdir, data_dir, **settings))[0]
+    hosts.succeed(hosts.train(2, unbroken, data_dir, **settings))
+    assert_identical(workdir, unbroken, 60)
+
+
+def assert_identical(workdir, unbroken, step):
+    assert hosts.rows(workdir) == hosts.rows(unbroken)
+    ours, theirs = hosts.arrays(workdir, step), hosts.arrays(unbroken, step)
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        assert array.tobytes() == theirs[name].tobytes(), name
+
+
+def test_an_error_of_all_is_said_once(data_dir, tmp_path):
+    run = hosts.train(2, tmp_path / "run", data_dir, router__name="topp")
+    codes, screens = run.finish()
+    assert codes == [2, 2], "\n".join(screens)
+    assert "error: " in screens[0] and "'topp' is unknown" in screens[0]
+    assert "error" not in screens[1] and not (tmp_path / "run").exists()
+
+
+def test_nobody_comes(data_dir, tmp_path):
+    """Process 0 alone, and process 1 alone: an error line, in bounded time."""
+    arguments = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]
+    pair = hosts.Hosts(2, "train.py", arguments, start_timeout=3)
+    pair.processes[1].kill()
+    codes, screens = pair.finish(60)
+    assert codes[0] == 2 and "not all processes came within --start_timeout=3" in screens[0]
+    assert screens[0].count("\n") == 1, screens[0]
+    pair = hosts.Hosts(2, "train.py", arguments, start_timeout=3)
+    pair.processes[0].kill()
+    codes, screens = pair.finish(60)
+    assert codes[1] == 2 and "no process 0 at --coordinator=127.0.0.1:" in screens[1]
+    assert screens[1].count("\n") == 1, screens[1]
+
+
+@pytest.mark.slow
+def test_the_same_losses_over_20_steps(data_dir, tmp_path):
+    for name, count, mesh in (("1", 1, {}), ("2", 2, EXPERTS), ("4", 4, {}), ("4e", 4, EXPERTS)):
+        hosts.succeed(hosts.train(count, tmp_path / name, data_dir, **MANY, **mesh))
+    single = hosts.losses(tmp_path / "1")
+    assert len(single) == 20 and single[-1] < single[0] - 0.05
+    for name in ("2", "4", "4e"):
+        found = hosts.losses(tmp_path / name)
+        print(name, "processes: largest difference", np.abs(found - single).max())
+        np.testing.assert_allclose(found, single, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_kill_one_of_four_ten_times_in_a_row(data_dir, tmp_path):
+    unbroken, workdir = tmp_path / "unbroken", tmp_path / "killed"
+    hosts.succeed(hosts.train(4, unbroken, data_dir, **LONG, **EXPERTS))
+    for turn in range(10):
+        run = hosts.train(4, workdir, data_dir, **LONG, **EXPERTS)
+        step, victim = 12 * turn + random.randrange(5, 17), random.randrange(4)
+        run.wait_for(workdir, step)
+        run.processes[victim].kill()
+        start = time.monotonic()
+        codes, screens = run.finish(hosts.HEARTBEAT + 60)
+        seconds = time.monotonic() - start
+        print(
+            f"turn {turn}: killed {victim} at {step}, the others ended in {seconds:.1f} s: {codes}"
+        )
+        for own, (code, screen) in enumerate(zip(codes, screens, strict=True)):
+            assert code == (-signal.SIGKILL if own == victim else LOST), screen
+            assert own == victim or LOST_LINE in screen, screen
+            assert "Traceback" not in screen, screen
+        assert seconds < hosts.HEARTBEAT + 20
+    hosts.succeed(hosts.train(4, workdir, data_dir, **LONG, **EXPERTS))
+    assert_identical(workdir, unbroken, 150)
