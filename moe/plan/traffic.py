@@ -44,29 +44,78 @@ def main_memory_bytes(
         if one.opcode.endswith("-start"):  # its results list what goes in, too
             return _main(one)
         return _main(one) + sum(map(_main, operands))
-    return _fusion_bytes(inner, one, operands)
+    return _fusion_bytes(module, inner, one, operands)
 
 
-def _fusion_bytes(inner: dict[str, Instruction], one: Instruction, operands) -> float:
-    parameters = {int(p.attributes.split(")")[0].split(",")[0] or 0): p
-                  for p in inner.values() if p.opcode == "parameter"}  # fmt: skip
+def _fusion_bytes(module: Module, inner: dict, one: Instruction, operands) -> float:
+    parameters = _parameters(inner)
     read = 0.0
     for number, operand in enumerate(operands):
-        parameter = parameters.get(number)
-        uses = [i for i in inner.values() if parameter and parameter.name in i.operands]
-        kinds = {i.opcode for i in uses}
-        if uses and kinds == {"dynamic-slice"}:
-            share = sum(i.bytes for i in uses) / max(operand.bytes, 1)
-        elif uses and kinds == {"dynamic-update-slice"} and uses[0].operands[0] == parameter.name:
-            share = 0.0
-        else:
-            share = 1.0
-        read += min(share, 1.0) * _main(operand)
+        share = _read(module, inner, parameters[number]) if number in parameters else None
+        whole = _main(operand)
+        read += whole if share is None else min(share, whole)
     root = list(inner.values())[-1]
-    written = _main(one)
-    if root.opcode == "dynamic-update-slice":
-        written *= min(1.0, inner[root.operands[1]].bytes / max(root.bytes, 1))
-    return read + written
+    results = root.operands if root.opcode == "tuple" else (root.name,)
+    if len(results) != len(one.arrays):
+        return read + _main(one)
+    for name, array in zip(results, one.arrays, strict=True):
+        share = _written(module, inner, name)
+        whole = array.bytes if array.space == 0 else 0.0
+        read += whole if share is None else min(share, whole)
+    return read
+
+
+def _parameters(inner: dict[str, Instruction]) -> dict[int, str]:
+    found = (one for one in inner.values() if one.opcode == "parameter")
+    return {int(one.attribute(r"^(\d+)") or 0): one.name for one in found}
+
+
+def _read(module: Module, inner: dict[str, Instruction], name: str) -> float | None:
+    """Bytes that a computation reads of a value in it; None for all of it."""
+    total = 0.0
+    for one in inner.values():
+        if name not in one.operands:
+            continue
+        if one.opcode == "bitcast":
+            share = _read(module, inner, one.name)
+        elif one.opcode in ("dynamic-slice", "gather") and one.operands[0] == name:
+            share = one.bytes
+        elif one.opcode == "tuple" or (
+            one.opcode == "dynamic-update-slice" and name not in one.operands[1:]
+        ):
+            share = 0.0  # handed on, or written to in place
+        elif one.opcode == "fusion":
+            share = _read_inside(module, one, name)
+        else:
+            share = None
+        if share is None:
+            return None
+        total += share
+    return total
+
+
+def _read_inside(module: Module, fusion: Instruction, name: str) -> float | None:
+    inner = module.computations.get(fusion.attribute(r"calls=%?([\w.\-]+)") or "", {})
+    parameters = _parameters(inner)
+    numbers = [number for number, operand in enumerate(fusion.operands) if operand == name]
+    shares = [_read(module, inner, parameters[n]) if n in parameters else None for n in numbers]
+    return None if None in shares else sum(shares)
+
+
+def _written(module: Module, inner: dict[str, Instruction], name: str) -> float | None:
+    """Bytes of a result of a computation that it writes; None for all of it."""
+    one = inner.get(name)
+    if one is None:
+        return None
+    if one.opcode == "bitcast":
+        return _written(module, inner, one.operands[0])
+    if one.opcode == "dynamic-update-slice":
+        return inner[one.operands[1]].bytes
+    if one.opcode == "fusion":
+        nested = module.computations.get(one.attribute(r"calls=%?([\w.\-]+)") or "", {})
+        root = list(nested)[-1:]
+        return _written(module, nested, root[0]) if root else None
+    return 0.0 if one.opcode == "parameter" else None
 
 
 def _main(instruction: Instruction) -> float:

@@ -267,5 +267,40 @@ def test_bytes_of_the_main_memory():
     assert 50 * 3 * 4000 <= stack <= 50 * 6 * 4000  # not 50 * 50 * 4000
 
 
+def test_bytes_of_stacks_in_a_loop():
+    """A turn reads its slice of a stack and writes its slices of two, in one fusion."""
+    text = """HloModule m
+
+%slicing (q: f32[24,100], j: s32[]) -> f32[1,100] {
+  %q = f32[24,100]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  ROOT %slice = f32[1,100]{1,0} dynamic-slice(%q, %j, %j), dynamic_slice_sizes={1,100}
+}
+
+%turn (p: f32[24,100], a: f32[24,100], b: f32[24,100], i: s32[]) -> (f32[24,100], f32[24,100]) {
+  %p = f32[24,100]{1,0} parameter(0)
+  %a = f32[24,100]{1,0} parameter(1)
+  %b = f32[24,100]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %row = f32[1,100]{1,0} fusion(%p, %i), kind=kLoop, calls=%slicing
+  %one = f32[24,100]{1,0} dynamic-update-slice(%a, %row, %i, %i)
+  %two = f32[24,100]{1,0} dynamic-update-slice(%b, %row, %i, %i)
+  %same = f32[24,100]{1,0} bitcast(%two)
+  ROOT %both = (f32[24,100], f32[24,100]) tuple(%one, %same)
+}
+
+ENTRY %main (x: f32[24,100], y: f32[24,100], z: f32[24,100], n: s32[]) -> (f32[24,100]) {
+  %x = f32[24,100]{1,0} parameter(0)
+  %y = f32[24,100]{1,0} parameter(1)
+  %z = f32[24,100]{1,0} parameter(2)
+  %n = s32[] parameter(3)
+  ROOT %out = (f32[24,100], f32[24,100]) fusion(%x, %y, %z, %n), kind=kLoop, calls=%turn
+}
+"""
+    module = hlo.parse(text)
+    (one,) = work.read_work(module, hlo.executions(module))
+    assert one.bytes == 3 * 400 + 4  # and the counter
+
+
 def test_partitions_are_devices_of_the_mesh():
     assert tuple(SIZES) == AXES
