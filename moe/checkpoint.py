@@ -107,6 +107,10 @@ class Checkpoints:
         """Looks again at what is there."""
         self._manager.reload()
 
+    def wait(self) -> None:
+        """Until all that was saved so far is on disk."""
+        self._manager.wait_until_finished()
+
     def close(self) -> None:
         """Waits until all that was saved is on disk."""
         self._manager.close()

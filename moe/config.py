@@ -18,6 +18,7 @@ from routers import ROUTERS
 # (Any mesh computes the same up to rounding; to the bit only the same mesh does.)
 FREE_KEYS = ("checkpoint.every", "checkpoint.keep", "data.data_dir", "compile_cache")
 FREE_KEYS += ("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.tensor")
+FREE_KEYS += ("nonfinite",)  # of a run with such a step: "skip" goes on where "stop" stopped
 
 
 def default() -> ConfigDict:
@@ -28,6 +29,7 @@ def default() -> ConfigDict:
             "num_steps": 1000,
             "batch_size": 128,  # over all processes
             "loss": "softmax",  # or "sigmoid"
+            "nonfinite": "stop",  # at a step whose update is not finite; "skip": go on without it
             "compile_cache": "",  # a directory that keeps compiled programs for the next start
             "data": {
                 "name": "digits",  # any TFDS image classification set in array_record form
@@ -62,7 +64,11 @@ def default() -> ConfigDict:
                 "group_size": 1,  # whole examples that are routed together
                 "capacity_factor": 1.05,
                 "eval_capacity_factor": 2.0,
-                "dispatch": "capacity",  # or "dense", the reference
+                "dispatch": "capacity",  # dropless or dense, the reference
+                # Of dropless. Rows of a group, in K per token, where a router does not bound them:
+                "dropless_bound": 2.0,
+                # rows that one device sends to another, in fair shares, where experts are spread:
+                "dropless_receive": 2.0,
                 "dense": False,  # True: an MLP of the experts' FLOPs in place of each MoE layer
             },
             "router": {

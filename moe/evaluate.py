@@ -63,15 +63,22 @@ def routing_table(total: dict[str, Any], examples: float) -> dict[int, dict[str,
 
 
 def training_scalars(totals: dict[str, Any], batch_size: int) -> dict[str, float]:
-    """The log's row from the sums of some training steps (numpy)."""
+    """The log's row from the sums of some training steps (numpy); of skipped ones their count.
+
+    A row of skipped steps alone has NaN for the rest.
+    """
     examples = float(totals["steps"]) * batch_size
+    skipped = {"train/skipped": float(totals["skipped"])}
+    if not examples:
+        return dict.fromkeys(("train/loss", "train/accuracy"), float("nan")) | skipped
     row = {
         "train/loss": totals["loss"] / examples,
         "train/accuracy": totals["correct"] / examples,
         "train/aux_loss": totals["aux_loss"] / examples,
         "train/grad_norm": totals["grad_norm"] / totals["steps"],
     }
-    return {k: float(v) for k, v in row.items()} | layer_scalars(totals, examples, "train")
+    row = {k: float(v) for k, v in row.items()} | skipped
+    return row | layer_scalars(totals, examples, "train")
 
 
 def layer_scalars(totals: dict[str, Any], examples: float, phase: str) -> dict[str, float]:

@@ -46,13 +46,8 @@ def initial_state(config: ConfigDict, params, optimizer: optax.GradientTransform
     return state
 
 
-def make_train_step(
-    config: ConfigDict, graphdef, optimizer
-) -> Callable[[State, dict], tuple[State, dict]]:
-    """state, batch -> the state one step on, and sums over the batch.
-
-    All chance comes from (seed, step).
-    """
+def make_gradient(config: ConfigDict, graphdef) -> Callable:
+    """params, batch, key -> the gradient of the mean loss, and sums over the batch."""
     parts = config.optimizer.accumulate
     if parts < 1 or config.batch_size % parts:
         raise UsageError(
@@ -92,18 +87,39 @@ def make_train_step(
         (grads, sums), _ = jax.lax.scan(add, zeros, (batches, keys))
         return jax.tree.map(lambda g: g / parts, grads), sums
 
-    def train_step(state: State, batch):
+    return gradient if parts == 1 else gradient_in_parts
+
+
+def make_train_step(config: ConfigDict, graphdef, optimizer) -> Callable:
+    """state, batch, halted=False -> the state one step on, and sums over the batch.
+
+    All chance comes from (seed, step). An update that is not finite, and any that is `halted`, is
+    refused: the state stays as it was and the sums count a skipped step only. Under
+    `nonfinite="skip"` its step has passed all the same, so that the next one has another key.
+    """
+    compute = make_gradient(config, graphdef)
+
+    def train_step(state: State, batch, halted=False):
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        compute = gradient if parts == 1 else gradient_in_parts
         grads, sums = compute(state["params"], batch, key)
+        # The norm is there for the log, and is finite only where all gradients are. One that
+        # overflows (gradients of 1e19) is refused too: Adam's second moments would overflow.
+        norm = optax.tree.norm(grads)
+        good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & ~jnp.asarray(halted)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        new = {"step": state["step"] + 1, "params": params, "opt_state": opt_state}
+        new = {"params": params, "opt_state": opt_state}
         if "ema" in state:
             new["ema"] = optax.incremental_update(
                 params, state["ema"], 1 - config.optimizer.ema_decay
             )
-        return new, sums | {"steps": jnp.ones(()), "grad_norm": optax.tree.norm(grads)}
+        # Elementwise, so fused into the update: the old state is read there anyway.
+        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, {k: state[k] for k in new})
+        passed = 1 if config.nonfinite == "skip" else good.astype(jnp.int32)
+        sums = sums | {"steps": jnp.ones(()), "grad_norm": norm}
+        sums = jax.tree.map(lambda a: jnp.where(good, a, jnp.zeros_like(a)), sums)
+        skipped = 1.0 - good.astype(jnp.float32)
+        return {"step": state["step"] + passed} | new, sums | {"skipped": skipped}
 
     return train_step
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from moe import nonfinite
 from moe import workdir as workdirs
 from moe.checkpoint import BEST_METRIC, Checkpoints
 from moe.distributed import AgreedError, by_first, together
@@ -50,6 +51,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
 
 def _prepare(config: ConfigDict, workdir: pathlib.Path):
     """All that can be found wrong before an array is made or a file touched."""
+    if config.nonfinite not in ("stop", "skip"):
+        raise UsageError(f"config.nonfinite={config.nonfinite!r} is unknown; expected stop or skip")
     check_names(config)  # before a data set is read, or prepared
     train_source = open_source(config, config.data.train_split)
     eval_source = open_source(config, config.data.eval_split)
@@ -65,10 +68,11 @@ def _loop(run, step_fn, state, start, checkpoints, workdir, train_source, eval_s
     config, last = run.config, run.config.num_steps
     layout = jax.tree.map(lambda a: a.sharding, state)
     advance = run.jit(
-        _accumulating(step_fn), donate_argnums=0, out_shardings=(layout, run.replicated)
+        _accumulating(config, step_fn), donate_argnums=0, out_shardings=(layout, run.replicated)
     )
     eval_step, best, results = run.eval_step(), checkpoints.best(), {}
     zeros, votes = _zeros(run, step_fn), Votes(run)
+    looks = (config.log, config.eval, config.checkpoint)  # none may show a state that was refused
     records = Records(workdir, start)
     batches = run.train_batches(train_source, start)
     with Progress(start, last, config.batch_size) as progress, stop_signal() as stopped:
@@ -78,10 +82,12 @@ def _loop(run, step_fn, state, start, checkpoints, workdir, train_source, eval_s
             if step == start + 1:  # it compiled: no measure of those to come
                 jax.block_until_ready(state["step"])
                 progress.restart(step)
+            stop = votes.count(asked, stopped())
+            if stop or step == last or any(step % section.every == 0 for section in looks):
+                nonfinite.check(run, state, checkpoints, train_source)
             if step % config.log.every == 0 or step == last:
                 row = training_scalars(jax.device_get(state["totals"]), config.batch_size)
                 state = state | {"totals": zeros()}
-                _check_finite(row, step, checkpoints)
                 records.write(step, row | {"train/images_per_second": progress.update(step, row)})
             results = {}
             if step % config.eval.every == 0 or step == last:
@@ -93,7 +99,6 @@ def _loop(run, step_fn, state, start, checkpoints, workdir, train_source, eval_s
                 progress.note(step, results)
             better = results.get(BEST_METRIC, best) > best
             best = max(best, results.get(BEST_METRIC, best))
-            stop = votes.count(asked, stopped())
             if better or stop or step % config.checkpoint.every == 0 or step == last:
                 checkpoints.save(step, state, results)
             if stop:
@@ -105,7 +110,7 @@ def _loop(run, step_fn, state, start, checkpoints, workdir, train_source, eval_s
     return results or _last_evaluation(workdir)
 
 
-def _accumulating(step_fn):
+def _accumulating(config: ConfigDict, step_fn):
     """`step_fn` on a state that also carries the sums since the last line of the log.
 
     Returns the state, and the largest vote of the batch where it has votes (`moe.stopping`).
@@ -116,7 +121,8 @@ def _accumulating(step_fn):
         vote = batch.pop("vote", None)
         totals = state["totals"]
         rest = {name: value for name, value in state.items() if name != "totals"}
-        new, sums = step_fn(rest, batch)
+        halted = (totals["skipped"] > 0) & (config.nonfinite == "stop")
+        new, sums = step_fn(rest, batch, halted)
         new["totals"] = jax.tree.map(jnp.add, totals, sums)
         return new, None if vote is None else vote.max()
 
@@ -154,18 +160,6 @@ def _announce(run: Run, workdir: pathlib.Path, start: int) -> None:
         f"{config.num_steps} steps of {config.batch_size} on {run.mesh.size} device(s)",
         flush=True,
     )
-
-
-def _check_finite(row: dict[str, float], step: int, checkpoints: Checkpoints) -> None:
-    if not all(map(_is_finite, (row["train/loss"], row["train/grad_norm"]))):
-        raise UsageError(
-            f"the loss is not finite at step {step}; the last good checkpoints are of steps "
-            f"{checkpoints.steps()}: lower --config.optimizer.learning_rate"
-        )
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0
 
 
 def _averaged(state):
