@@ -80,7 +80,9 @@ def is_lost_peer(error: BaseException | None) -> bool:
 
     while error is not None:
         text = str(error).lower()
-        known = isinstance(error, jax.errors.JaxRuntimeError) or "barrier" in text
+        # What fails while it is dispatched comes as a ValueError.
+        known = isinstance(error, jax.errors.JaxRuntimeError)
+        known = known or any(sign in text for sign in ("gloo", "nccl", "barrier"))
         if known and any(sign in text for sign in SIGNS):
             return True
         error = error.__cause__ or error.__context__

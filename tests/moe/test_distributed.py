@@ -6,6 +6,7 @@ import pytest
 
 from moe.distributed import Start, add_flags, detect
 from moe.errors import UsageError
+from moe.faults import is_lost_peer
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "4"}
 SLURM |= {"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
@@ -85,3 +86,11 @@ def test_flags_that_cannot_be(argv, message):
 def test_an_mpi_that_does_not_tell():
     with pytest.raises(UsageError, match="add --coordinator=HOST:PORT"):
         detect(flags(), MPI, tpu=False)
+
+
+def test_what_a_lost_process_looks_like():
+    gloo = "UNKNOWN: Gloo AllGather failed: [pair.cc:538] Read error: Connection reset by peer"
+    wrapped = RuntimeError("restoring")
+    wrapped.__cause__ = ValueError(gloo)  # so dispatch raises it
+    assert is_lost_peer(ValueError(gloo)) and is_lost_peer(wrapped)
+    assert not is_lost_peer(ValueError("connection of shapes (2,) and (3,)"))
