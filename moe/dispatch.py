@@ -1,6 +1,7 @@
 """Tokens to experts and back. Knows nothing of routers: it reads a `Routing`.
 
-`experts` maps [E, G, C, D] to [E, G, C, D], row by row: each expert's own network on its rows.
+`experts` maps [E, G, C, D] to [E, G, C, D], row by row: each expert's own network on its rows; for
+`dropless` it is a `Network`, which also does so with rows that are sorted by expert.
 Where a mesh is in context, tokens are split by groups and experts by the axis `expert`
 (`moe.mesh`); what a group decides, it decides where it is.
 """
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from moe import mesh
+from moe import mesh, rows
 from routers import Routing
 
 
@@ -26,6 +27,26 @@ class Dispatched(NamedTuple):
     dropped: jax.Array  # share of the routing weight that found no slot, in [0, 1]
 
 
+class Limits(NamedTuple):
+    """What is static where a router's choices are not."""
+
+    capacity: int  # slots C of an expert in a group, of `by_capacity`
+    rows: int = 0  # of a group, of `dropless`, where the router does not bound them itself
+    receive: float = 2.0  # of `dropless`: the most rows for one device, in fair shares
+
+
+class Network(NamedTuple):
+    """The experts, on slots and on rows."""
+
+    on_slots: Callable  # [E, G, C, D] -> [E, G, C, D]
+    on_rows: Callable  # parameters, x_ND sorted by expert, sizes_E, id_N -> [N, D]; see `moe.rows`
+    parameters: tuple
+    axes: tuple[tuple[str | None, ...], ...]  # of each parameter
+
+    def __call__(self, x_EGCD):
+        return self.on_slots(x_EGCD)
+
+
 def slots_per_expert(tokens: int, k: float, num_experts: int, capacity_factor: float) -> int:
     """Capacity C = ceil(capacity_factor * T K / E), at least 1 and at most T."""
     if not capacity_factor > 0:
@@ -34,7 +55,7 @@ def slots_per_expert(tokens: int, k: float, num_experts: int, capacity_factor: f
     return max(1, min(tokens, math.ceil(round(exact, 6))))  # 1.1 * 10 is 11.000000000000002
 
 
-def by_capacity(x_GTD, routing: Routing, experts: Callable, capacity: int) -> Dispatched:
+def by_capacity(x_GTD, routing: Routing, experts: Callable, limits: Limits) -> Dispatched:
     """Gather each expert's C tokens, run the experts as batched matmuls, scatter back.
 
     An expert keeps, of a group's tokens routed to it, the C of highest priority; the rest is
@@ -45,7 +66,7 @@ def by_capacity(x_GTD, routing: Routing, experts: Callable, capacity: int) -> Di
         return _by_mixing(x_GTD, routing, experts)
     weights = routing.weights
     priority = weights if routing.priority is None else routing.priority
-    pick = mesh.on_groups(functools.partial(_pick, capacity))
+    pick = mesh.on_groups(functools.partial(_pick, limits.capacity))
     token_GEC, weight_GEC, lost_GE = pick(weights, jax.lax.stop_gradient(priority))
     x_GECD = mesh.on_groups(_rows)(x_GTD, token_GEC)
     out_GECD = _through_experts(x_GECD, experts)
@@ -92,7 +113,7 @@ def _share(lost, weights):
     return lost.sum() / jnp.maximum(weights.sum(), jnp.finfo(weights.dtype).tiny)
 
 
-def dense(x_GTD, routing: Routing, experts: Callable, capacity: int) -> Dispatched:
+def dense(x_GTD, routing: Routing, experts: Callable, limits: Limits) -> Dispatched:
     """Every expert on every token, weighted: the reference, E/K times the work, drops nothing."""
     if routing.mix is not None:
         return _by_mixing(x_GTD, routing, experts)
@@ -104,6 +125,34 @@ def dense(x_GTD, routing: Routing, experts: Callable, capacity: int) -> Dispatch
     return Dispatched(mesh.constrain(y_GTD, "batch", None, None), load_E, jnp.zeros(()))
 
 
+def dropless(x_GTD, routing: Routing, experts: Network, limits: Limits) -> Dispatched:
+    """Sort each device's rows (a token at one of its experts) by expert, run each expert on its
+    own as grouped matmuls, add back: no slots, so nothing is dropped and nothing computed in vain.
+
+    Memory is static: a group has at most `routing.rows` rows or, of a router without such a number,
+    `limits.rows`, the heaviest. Experts that are spread get their rows by an all-to-all of
+    `limits.receive` times the fair share. What finds no room is dropped and counted.
+    """
+    if routing.mix is not None:
+        return _by_mixing(x_GTD, routing, experts)
+    weights = routing.weights
+    bound = limits.rows if routing.rows is None else routing.rows
+    bound = min(bound, weights.shape[1] * weights.shape[2])
+
+    def on_device(x_GTD, weights_GTE, parameters):
+        kept_GTE = rows.within(weights_GTE, bound, limits.receive)
+        y_GTD = rows.through_experts(
+            experts.on_rows, bound, limits.receive, x_GTD, kept_GTE, parameters
+        )
+        return y_GTD, (kept_GTE > 0).sum(1), (weights_GTE - kept_GTE).sum((1, 2))
+
+    batch = mesh.spec("batch")
+    where = (batch, batch, tuple(mesh.spec(*axes) for axes in experts.axes))
+    run = mesh.local(on_device, where, batch)
+    y_GTD, load_GE, lost_G = run(x_GTD, weights, experts.parameters)
+    return Dispatched(y_GTD, load_GE.sum(0).astype(jnp.float32), _share(lost_G, weights))
+
+
 def _by_mixing(x_GTD, routing: Routing, experts: Callable) -> Dispatched:
     """Soft slots: each reads a mixture of its group's tokens; nothing is dropped."""
     mix, weights = (a.astype(x_GTD.dtype) for a in (routing.mix, routing.weights))
@@ -113,4 +162,8 @@ def _by_mixing(x_GTD, routing: Routing, experts: Callable) -> Dispatched:
     return Dispatched(y_GTD, routing.weights.sum((0, 1, 3)), jnp.zeros(()))
 
 
-DISPATCHES: dict[str, Callable[..., Dispatched]] = {"capacity": by_capacity, "dense": dense}
+DISPATCHES: dict[str, Callable[..., Dispatched]] = {
+    "capacity": by_capacity,
+    "dropless": dropless,
+    "dense": dense,
+}

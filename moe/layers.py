@@ -5,6 +5,7 @@ Parameters are float32; `dtype` is that of the computation.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe import mesh
-from moe.dispatch import DISPATCHES, slots_per_expert
+from moe.dispatch import DISPATCHES, Limits, Network, slots_per_expert
+from moe.grouped import grouped_matmul, grouped_rows
 from routers import Router
 
 
@@ -70,6 +72,40 @@ class Experts(nnx.Module):
         out = linear(hidden, self.kernel_narrow, self.bias_narrow)
         return mesh.constrain(out, "expert", "slots", None, None)
 
+    def network(self, key=None) -> Network:
+        """The experts as a dispatch sees them; `key` seeds their dropout."""
+        parameters = self.kernel_wide, self.bias_wide, self.kernel_narrow, self.bias_narrow
+        return Network(
+            on_slots=functools.partial(self, key=key),
+            on_rows=functools.partial(self._on_rows, key, self.dropout.rate),
+            parameters=tuple(p[...].astype(self.dtype) for p in parameters),
+            axes=tuple(p.get_metadata()["axes"] for p in parameters),
+        )
+
+    @staticmethod
+    def _on_rows(key, rate, parameters, x_ND, sizes_E, id_N):
+        """Each device's experts and its part of F, on rows that are sorted by expert."""
+        kernel_wide, bias_wide, kernel_narrow, bias_narrow = parameters
+        hidden = grouped_matmul(x_ND.astype(kernel_wide.dtype), kernel_wide, sizes_E)
+        hidden = jax.nn.gelu(hidden + grouped_rows(bias_wide[:, 0], sizes_E, len(x_ND)))
+        if key is not None and rate > 0:
+            hidden = _drop(hidden, key, rate, id_N)
+        out = mesh.total(grouped_matmul(hidden, kernel_narrow, sizes_E), "tensor")
+        return out + grouped_rows(bias_narrow[:, 0], sizes_E, len(x_ND))
+
+
+def _drop(hidden_NF, key, rate: float, id_N):
+    """Dropout that is a function of the row's number: on any mesh the same."""
+    width = hidden_NF.shape[1]
+    parts = mesh.axis_size("tensor")
+
+    def keep(number):
+        row = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, (width * parts,))
+        first = jax.lax.axis_index("tensor") * width if parts > 1 else 0
+        return jax.lax.dynamic_slice_in_dim(row, first, width)
+
+    return jnp.where(jax.vmap(keep)(id_N), hidden_NF / (1 - rate), 0)
+
 
 class MoE(nnx.Module):
     """Experts behind a router. Routing groups are `group_size` whole examples of the batch."""
@@ -87,14 +123,19 @@ class MoE(nnx.Module):
         capacity_factor: float,
         eval_capacity_factor: float,
         dispatch: str,
+        dropless_bound: float = 2.0,
+        dropless_receive: float = 2.0,
         dropout: float,
         dtype,
         rngs: nnx.Rngs,
     ):
         k, group = settings["k"], group_size * tokens
-        self.capacity = slots_per_expert(group, k, num_experts, capacity_factor)
-        self.eval_capacity = slots_per_expert(group, k, num_experts, eval_capacity_factor)
-        self.router = router(dim, num_experts, self.capacity, rngs=rngs, **settings)
+        rows = math.ceil(dropless_bound * k * group)
+        self.limits, self.eval_limits = (
+            Limits(slots_per_expert(group, k, num_experts, factor), rows, dropless_receive)
+            for factor in (capacity_factor, eval_capacity_factor)
+        )
+        self.router = router(dim, num_experts, self.limits.capacity, rngs=rngs, **settings)
         self.experts = Experts(num_experts, dim, hidden, dropout=dropout, dtype=dtype, rngs=rngs)
         self.group_size, self.dispatch = group_size, dispatch
 
@@ -107,9 +148,8 @@ class MoE(nnx.Module):
             mask = jnp.repeat(mask, tokens).reshape(x_GTD.shape[:2])
         noise, drop = (None, None) if key is None else jax.random.split(key)
         routing = self.router(x_GTD, mask=mask, key=noise)
-        experts = functools.partial(self.experts, key=drop)
-        capacity = self.capacity if train else self.eval_capacity
-        out = DISPATCHES[self.dispatch](x_GTD, routing, experts, capacity)
+        limits = self.limits if train else self.eval_limits
+        out = DISPATCHES[self.dispatch](x_GTD, routing, self.experts.network(drop), limits)
         weights = routing.weights if routing.mix is None else routing.weights.sum(-1)
         report = LayerReport(
             aux_loss=jnp.float32(routing.aux_loss),

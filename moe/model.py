@@ -58,6 +58,8 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
             capacity_factor=moe.capacity_factor,
             eval_capacity_factor=moe.eval_capacity_factor,
             dispatch=moe.dispatch,
+            dropless_bound=moe.dropless_bound,
+            dropless_receive=moe.dropless_receive,
             dropout=moe.dropout,
             dtype=dtype,
             rngs=rngs,

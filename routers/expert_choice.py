@@ -38,7 +38,9 @@ class ExpertChoice(Router):
         probs = masked(jax.nn.softmax(logits, axis=-1), mask)
         chosen = largest(jax.lax.stop_gradient(probs).swapaxes(1, 2), self.capacity).swapaxes(1, 2)
         return Routing(
-            weights=jnp.where(chosen, probs, 0), aux_loss=self.z * losses.z_loss(logits, mask)
+            weights=jnp.where(chosen, probs, 0),
+            rows=self.capacity * logits.shape[-1],
+            aux_loss=self.z * losses.z_loss(logits, mask),
         )
 
 

@@ -23,6 +23,8 @@ class Routing:
     weights: jax.Array  # combine weights >= 0, float32
     priority: jax.Array | None = None  # [G, T, E]; None: the heaviest first
     mix: jax.Array | None = None  # [G, T, E, C], sums to 1 over T
+    # The most weights of a group that are not 0, where the router has such a number.
+    rows: int | None = struct.field(pytree_node=False, default=None)
     aux_loss: jax.Array | float = 0.0  # scalar, already weighted by the router's own settings
 
 

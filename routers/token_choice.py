@@ -66,6 +66,7 @@ class TopK(Router):
         return Routing(
             weights=jnp.where(chosen, probs, 0),
             priority=None if self.batch_priority else order,
+            rows=x_GTD.shape[1] * self.k,
             aux_loss=aux,
         )
 

@@ -25,7 +25,7 @@ MESHES = {
 
 
 @functools.cache
-def layer(router: str, dispatch: str, dropout: float = 0.0):
+def layer(router: str, dispatch: str, dropout: float = 0.0, receive: float = 8.0):
     """The layer's parameters and its loss; reports and gradients come with it."""
     model = MoE(
         D,
@@ -38,6 +38,8 @@ def layer(router: str, dispatch: str, dropout: float = 0.0):
         capacity_factor=1.0,
         eval_capacity_factor=2.0,
         dispatch=dispatch,
+        dropless_bound=4.0,
+        dropless_receive=receive,
         dropout=dropout,
         dtype=jnp.float32,
         rngs=nnx.Rngs(0),
@@ -77,7 +79,7 @@ def compile_on(sizes, params, loss):
 
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-@pytest.mark.parametrize("dispatch", ["capacity"])
+@pytest.mark.parametrize("dispatch", ["capacity", "dropless"])
 @pytest.mark.parametrize("router", ROUTERS)
 def test_a_mesh_computes_the_same(router, dispatch, sizes):
     program, arguments = compile_on(sizes, *layer(router, dispatch))
@@ -89,11 +91,21 @@ def test_a_mesh_computes_the_same(router, dispatch, sizes):
     hlo = program.as_text()
     assert "all-gather" not in hlo
     exchanges = len(re.findall(r"all-to-all(?:-start)?\(", hlo))
-    assert exchanges == (4 if sizes.get("expert", 1) > 1 else 0)  # there and back, and backward
+    there_and_back = 5 if dispatch == "dropless" and router != "soft_moe" else 4  # 5: and counts
+    assert exchanges == (there_and_back if sizes.get("expert", 1) > 1 else 0)
 
 
-def test_dropout_does_not_depend_on_the_mesh():
-    arguments = ("topk", "capacity", 0.5)
+def test_rows_beyond_what_a_device_receives_are_dropped_and_reported():
+    params, loss = layer("topk", "dropless", receive=1.0)
+    params["router"]["kernel"][...] = jnp.zeros((D, E))  # every token to the first two experts
+    program, arguments = compile_on({"expert": 8}, params, loss)
+    (_, (_, report)), _ = program(*arguments)
+    assert 0.3 < report.dropped < 0.95 and report.load_E[:2].sum() > 0
+
+
+@pytest.mark.parametrize("dispatch", ["capacity", "dropless"])
+def test_dropout_does_not_depend_on_the_mesh(dispatch):
+    arguments = ("topk", dispatch, 0.5)
     program, inputs = compile_on(MESHES["data 2, expert 2, tensor 2"], *layer(*arguments))
     for ours, reference in zip(
         jax.tree.leaves(program(*inputs)), on_one_device(*arguments), strict=True

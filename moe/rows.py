@@ -1,0 +1,132 @@
+"""Dropless rows on one device: which there are, to their experts' devices, and back.
+
+A row is one token at one of its experts. N, the number of rows that a device can have, is static;
+rows are sorted by expert and fill the first places. P devices share the experts, L each.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from moe import mesh
+from routers.selection import largest
+
+
+def within(weights_GTE, bound: int, receive: float):
+    """The weights that are kept: the `bound` heaviest of each group and, where experts are spread,
+    of those that go to one device the heaviest `receive` times the fair share; 0 elsewhere."""
+    groups, tokens, _ = weights_GTE.shape
+    kept_GTE = _heaviest(weights_GTE.reshape(groups, -1), bound).reshape(weights_GTE.shape)
+    devices = mesh.axis_size("expert")
+    if devices == 1:
+        return kept_GTE
+    by_device = kept_GTE.reshape(groups * tokens, devices, -1).swapaxes(0, 1)
+    by_device = _heaviest(
+        by_device.reshape(devices, -1), _share(groups * bound, devices, receive)
+    ).reshape(by_device.shape)
+    return by_device.swapaxes(0, 1).reshape(kept_GTE.shape)
+
+
+def _share(rows: int, devices: int, receive: float) -> int:
+    """S: rows that a device can send to one device."""
+    return min(rows, math.ceil(receive * rows / devices))
+
+
+def _heaviest(weights_RX, count: int):
+    """Each row's `count` largest, 0 elsewhere; sorted only where one has more that are not 0."""
+    if count >= weights_RX.shape[-1]:
+        return weights_RX
+
+    def cut(weights_RX):
+        return jnp.where(largest(jax.lax.stop_gradient(weights_RX), count), weights_RX, 0)
+
+    overflows = ((weights_RX > 0).sum(-1) > count).any()
+    return jax.lax.cond(overflows, cut, lambda weights_RX: weights_RX, weights_RX)
+
+
+def through_experts(network: Callable, bound: int, receive: float, x_GTD, kept_GTE, parameters):
+    """Each token's weighted sum of what its experts make of it, [G, T, D].
+
+    `network(parameters, x_ND, sizes_E, id_N)` are the experts of this device on sorted rows; id_N
+    numbers a row among those of all devices.
+    """
+    (groups, tokens, dim), experts = x_GTD.shape, kept_GTE.shape[-1]
+    weight_X = kept_GTE.transpose(2, 0, 1).reshape(-1)  # by expert, then by token
+    sizes_E = (weight_X > 0).reshape(experts, -1).sum(-1, dtype=jnp.int32)
+    row_N = jnp.arange(groups * bound)
+    found_N = jnp.searchsorted(jnp.cumsum(weight_X > 0), row_N + 1)
+    found_N = jnp.minimum(found_N, len(weight_X) - 1)
+    weight_N = jnp.where(row_N < sizes_E.sum(), weight_X[found_N], 0)
+    token_N = found_N % (groups * tokens)
+    x_ND = x_GTD.reshape(-1, dim)[token_N]
+    id_N = _first_token(groups * tokens) * experts + token_N * experts
+    id_N += found_N // (groups * tokens)
+    devices = mesh.axis_size("expert")
+    if devices == 1:
+        out_ND = network(parameters, x_ND, sizes_E, id_N)
+    else:
+        share = _share(len(row_N), devices, receive)
+        out_ND = _abroad(network, share, x_ND, sizes_E.reshape(devices, -1), id_N, parameters)
+    out_ND *= weight_N[:, None].astype(out_ND.dtype)
+    y_XD = jnp.zeros((groups * tokens, dim), out_ND.dtype).at[token_N].add(out_ND)
+    return y_XD.reshape(x_GTD.shape)
+
+
+def _first_token(tokens: int):
+    """Number of this device's first token among those of all."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return 0
+    return jax.lax.axis_index(mesh.EXAMPLES) * tokens
+
+
+def _abroad(network: Callable, share: int, x_ND, sizes_PL, id_N, parameters):
+    """The rows' outputs by experts that live on the P devices of the axis `expert`.
+
+    The rows for each device go in S = `share` places, one all-to-all there and one back. What
+    arrives is sorted by device and then by expert, and is sorted by expert alone for the product.
+    """
+    devices = len(sizes_PL)
+    starts_P, place_S = _starts(sizes_PL.sum(1)), jnp.arange(share)
+    row_PS = jnp.minimum(starts_P[:, None] + place_S, len(x_ND) - 1)
+
+    def exchange(a):
+        return jax.lax.all_to_all(a, "expert", 0, 0, tiled=True)
+
+    x_PSD = checkpoint_name(exchange(x_ND[row_PS]), "exchange")
+    id_PS, arrived_PL = exchange(id_N[row_PS]), exchange(sizes_PL)
+    to_PS, filled_PS = _by_expert(arrived_PL, share)
+    places = devices * share
+    order_M = jnp.zeros_like(id_PS, shape=places).at[to_PS.reshape(-1)].set(
+        jnp.arange(places, dtype=id_PS.dtype), mode="drop"
+    )  # fmt: skip
+    x_MD, id_M = x_PSD.reshape(places, -1)[order_M], id_PS.reshape(-1)[order_M]
+    out_MD = network(parameters, x_MD, arrived_PL.sum(0), id_M)
+    back_PSD = jnp.where(filled_PS[..., None], out_MD[jnp.minimum(to_PS, places - 1)], 0)
+    out_PSD = checkpoint_name(exchange(back_PSD), "exchange")
+    row_N = jnp.arange(len(x_ND))
+    device_N = (row_N[:, None] >= starts_P[1:]).sum(-1)
+    came_N = jnp.minimum(device_N * share + row_N - starts_P[device_N], places - 1)
+    return out_PSD.reshape(places, -1)[came_N]
+
+
+def _by_expert(arrived_PL, share: int):
+    """Where each arrived row goes when rows are sorted by expert, [P, S], past the end where there
+    is none; and whether there is one."""
+    ends_PL = jnp.cumsum(arrived_PL, axis=1)
+    place_S = jnp.arange(share)
+    expert_PS = (place_S[:, None] >= ends_PL[:, None]).sum(-1)
+    filled_PS = expert_PS < arrived_PL.shape[1]
+    earlier_PL = jnp.cumsum(arrived_PL, axis=0) - arrived_PL  # from devices before
+    shift_PL = _starts(arrived_PL.sum(0)) + earlier_PL - (ends_PL - arrived_PL)
+    shift_PS = jnp.take_along_axis(
+        shift_PL, jnp.minimum(expert_PS, arrived_PL.shape[1] - 1), axis=1
+    )
+    return jnp.where(filled_PS, place_S + shift_PS, arrived_PL.shape[0] * share), filled_PS
+
+
+def _starts(sizes):
+    """Where each begins when they lie one after the other."""
+    return jnp.cumsum(sizes) - sizes
