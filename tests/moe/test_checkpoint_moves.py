@@ -1,0 +1,61 @@
+"""A checkpoint of one mesh restored on another: every leaf, and the next loss."""
+
+import jax
+import numpy as np
+import pytest
+
+from moe import cli, config
+from moe.checkpoint import Checkpoints
+from moe.mesh import AXES
+from moe.run import open_source, set_up
+from tests.moe.conftest import QUICK, TINY
+
+SIZES = {"moe__num_experts": "8", "optimizer__ema_decay": "0.9", "optimizer__learning_rate": "0.01"}
+
+
+def on_mesh(tiny, *sizes):
+    """The run on data x fsdp x expert x tensor fake devices, and its source."""
+    mesh = {f"mesh__{axis}": str(size) for axis, size in zip(AXES, sizes, strict=True)}
+    settings = tiny(**SIZES, **mesh)
+    source = open_source(settings, "train")
+    return set_up(settings, source, jax.devices()[: int(np.prod(sizes))]), source
+
+
+def one_step(run, source, state, number):
+    layout = jax.tree.map(lambda a: a.sharding, run.abstract_state())
+    step = run.jit(run.train_step, out_shardings=(layout, None), compiler_options=QUICK)
+    return step(state, run.put(next(run.train_batches(source, number))))
+
+
+@pytest.fixture(scope="module")
+def saved(data_dir, tmp_path_factory):
+    """Step 1 on data 2 x expert 4: its directory, its arrays, and the loss of step 2."""
+
+    def tiny(**overrides):
+        dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+        return cli.apply(config.default(), TINY | {"data.data_dir": str(data_dir)} | dotted)
+
+    directory = tmp_path_factory.mktemp("moves") / "checkpoints"
+    run, source = on_mesh(tiny, 2, 1, 4, 1)
+    state, _ = one_step(run, source, run.initial_state(), 0)
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(1, state, {})
+    checkpoints.close()
+    _, sums = one_step(run, source, state, 1)
+    return directory, jax.device_get(state), float(sums["loss"])
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 8, 1), (1, 8, 1, 1), (1, 1, 1, 1), (1, 2, 2, 2)])
+def test_every_leaf_moves_to_another_mesh(sizes, saved, tiny):
+    directory, arrays, loss = saved
+    run, source = on_mesh(tiny, *sizes)
+    checkpoints = Checkpoints(directory, read_only=True)
+    state, step, damaged = checkpoints.restore_newest(run.abstract_state())
+    assert (step, damaged) == (1, [])
+    assert jax.tree.structure(state) == jax.tree.structure(arrays)
+    places = jax.tree.map(lambda a: a.sharding, run.abstract_state())
+    for here, there, place in zip(*map(jax.tree.leaves, (state, arrays, places)), strict=True):
+        assert here.dtype == there.dtype and here.sharding.is_equivalent_to(place, here.ndim)
+        np.testing.assert_array_equal(here, there)
+    _, sums = one_step(run, source, state, 1)
+    assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5)
