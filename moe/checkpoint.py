@@ -6,6 +6,7 @@ for all else that training needs; each is a flat dictionary of named arrays
 no code.
 """
 
+import contextlib
 import pathlib
 import shutil
 from typing import Any
@@ -15,6 +16,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from moe.distributed import AgreedError, first_text
+from moe.errors import UsageError
+from moe.faults import is_lost_peer
 
 BEST_METRIC = "eval/accuracy"
 
@@ -50,10 +53,15 @@ class Checkpoints:
         return max((m[BEST_METRIC] for m in metrics if m), default=-float("inf"))
 
     def save(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Copies the state to the host and returns; the files are written meanwhile."""
+        """Copies the state to the host and returns; the files are written meanwhile.
+
+        Raises:
+          UsageError: this one, or the one before, cannot be written.
+        """
         items = {key: ocp.args.StandardSave(_named(tree)) for key, tree in _items(state).items()}
         best = {BEST_METRIC: metrics[BEST_METRIC]} if BEST_METRIC in metrics else None
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=best)
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=best)
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """What `like` has of the state of `step`, with its structure, shapes and shardings."""
@@ -109,11 +117,33 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until all that was saved so far is on disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until all that was saved is on disk."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Turns what Orbax raises where a disk is full or gone, also late, into one line."""
+        try:
+            yield
+        except Exception as error:
+            if is_lost_peer(error):
+                raise
+            where = self.directory
+            complete = sorted(int(d.name) for d in where.glob("[0-9]*") if d.name.isdigit())
+            last = (
+                f"the last complete one is of step {complete[-1]}" if complete else "none is there"
+            )
+            reason = " ".join(str(error).split())
+            reason = reason if len(reason) < 200 else f"{reason[:60]} ... {reason[-120:]}"
+            raise UsageError(
+                f"cannot save a checkpoint in {where} ({reason}): {last}; when the disk is well "
+                "again, the same command continues"
+            ) from error
 
 
 def _items(state: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,8 @@ from moe.errors import UsageError
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Calls `main` with the arguments and exits: 2 with one line on a `UsageError`."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates what it does
+    for name in ("absl", "asyncio"):  # Orbax narrates what it does; its errors are raised, too
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         sys.exit(main(sys.argv[1:]))
     except UsageError as error:

@@ -58,8 +58,9 @@ def _prepare(config: ConfigDict, workdir: pathlib.Path):
     eval_source = open_source(config, config.data.eval_split)
     run = set_up(config, train_source)
     step_fn = run.train_step
-    _sums(run, step_fn)
+    sums = _sums(run, step_fn)
     workdirs.check(run.config, workdir)
+    workdirs.check_space(run.config, workdir, (run.abstract_state(), sums))
     return run, step_fn, train_source, eval_source
 
 

@@ -1,8 +1,11 @@
 """The directory of a run: whether it can hold this run, its config.json, and where it left off."""
 
+import math
 import os
 import pathlib
+import shutil
 
+import jax
 from ml_collections import ConfigDict
 
 from moe import config as configs
@@ -27,6 +30,31 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> None:
             )
     elif workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; expected a directory")
+
+
+def check_space(config: ConfigDict, workdir: pathlib.Path, state) -> None:
+    """Whether the disk holds the checkpoints that are kept, and one more while it is written.
+
+    Args:
+      state: what a checkpoint has, as shapes.
+
+    Raises:
+      UsageError: there is less room than that.
+    """
+    size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
+    kept = config.checkpoint.keep + 2  # the newest, the best, and the one being written
+    there = len(list((workdir / "checkpoints").glob("[0-9]*")))
+    needed = size * max(1, kept - there)
+    place = workdir.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UsageError(
+            f"--workdir={workdir} has {free / 1e9:.3g} GB of free space, and checkpoints of "
+            f"{size / 1e9:.3g} GB each need {needed / 1e9:.3g} GB there: free some, choose another "
+            f"disk, or keep fewer with --config.checkpoint.keep (now {config.checkpoint.keep})"
+        )
 
 
 def open_(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -1,4 +1,9 @@
-"""A checkpoint of one mesh restored on another: every leaf, and the next loss."""
+"""A checkpoint of one mesh restored on another, and one by a stranger: arrays, and no code."""
+
+import builtins
+import importlib
+import pickle
+import shutil
 
 import jax
 import numpy as np
@@ -59,3 +64,38 @@ def test_every_leaf_moves_to_another_mesh(sizes, saved, tiny):
         np.testing.assert_array_equal(here, there)
     _, sums = one_step(run, source, state, 1)
     assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5)
+
+
+class Trap:
+    """Unpickling it tells."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle of the checkpoint was loaded",))
+
+
+def test_restoring_executes_no_code(saved, tiny, tmp_path, monkeypatch):
+    """Only arrays and JSON are read, whatever else lies in the directory."""
+    directory, arrays, _ = saved
+    shutil.copytree(directory, tmp_path / "checkpoints")
+    run, _ = on_mesh(tiny, 1, 1, 1, 1)
+    like = run.abstract_state()
+    untrusted = tmp_path / "checkpoints" / "1"
+    folders = [untrusted, *(folder for folder in untrusted.iterdir() if folder.is_dir())]
+    for folder in folders:
+        for name in ("state.pkl", "data.pickle", "aux.npy"):
+            (folder / name).write_bytes(pickle.dumps(Trap()))
+        (folder / "__init__.py").write_text("raise SystemExit('imported')")
+    Checkpoints(directory, read_only=True).restore_newest(like)  # all that is imported late is now
+
+    def refuse(*arguments, **_):
+        pytest.fail(f"restoring executed code: {str(arguments)[:200]}")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
+        monkeypatch.setattr(module, name, refuse)
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    monkeypatch.setattr(builtins, "eval", refuse)
+    monkeypatch.setattr(builtins, "exec", refuse)
+    state, *_ = Checkpoints(tmp_path / "checkpoints", read_only=True).restore_newest(like)
+    monkeypatch.undo()
+    for here, there in zip(*map(jax.tree.leaves, (state, arrays)), strict=True):
+        np.testing.assert_array_equal(here, there)
