@@ -11,7 +11,16 @@ import pathlib
 import sys
 import time
 
-from benchmarks import accuracy, convergence, machine, regression, report, scaling, topk
+from benchmarks import (
+    accuracy,
+    convergence,
+    machine,
+    moe_layer,
+    regression,
+    report,
+    scaling,
+    topk,
+)
 
 SECTIONS = {
     "topk": topk,
@@ -19,6 +28,7 @@ SECTIONS = {
     "accuracy": accuracy,
     "regression": regression,
     "convergence": convergence,
+    "moe_layer": moe_layer,
 }
 
 

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from benchmarks import __main__, accuracy, regression, topk
+from benchmarks import __main__, accuracy, moe_layer, regression, topk
 from benchmarks.candidates import candidates
 from benchmarks.report import markdown, write_csv
 from benchmarks.timing import Candidate
@@ -55,3 +55,10 @@ def test_an_unknown_section_is_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit):
         __main__.main(["--only=nothing", f"--out={tmp_path}"])
     assert "topk" in capsys.readouterr().err
+
+
+def test_dropless_layers_are_checked_against_the_dense_dispatch():
+    rows = moe_layer._compare(moe_layer.Problem(2, 8, 8, 16, 4, "float32"), 0.01)
+    assert {row["status"] for row in rows} == {"ok"}
+    errors = [row["error"] for row in rows if "dropless" in row["candidate"]]
+    assert len(errors) == 2 and max(errors) < 1e-5
