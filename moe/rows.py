@@ -88,28 +88,68 @@ def _abroad(network: Callable, share: int, x_ND, sizes_PL, id_N, parameters):
     The rows for each device go in S = `share` places, one all-to-all there and one back. What
     arrives is sorted by device and then by expert, and is sorted by expert alone for the product.
     """
-    devices = len(sizes_PL)
-    starts_P, place_S = _starts(sizes_PL.sum(1)), jnp.arange(share)
-    row_PS = jnp.minimum(starts_P[:, None] + place_S, len(x_ND) - 1)
-
-    def exchange(a):
-        return jax.lax.all_to_all(a, "expert", 0, 0, tiled=True)
-
-    x_PSD = checkpoint_name(exchange(x_ND[row_PS]), "exchange")
-    id_PS, arrived_PL = exchange(id_N[row_PS]), exchange(sizes_PL)
+    arrived_PL = _exchange(sizes_PL)
+    sent_P, came_P = sizes_PL.sum(1), arrived_PL.sum(1)
+    x_PSD = checkpoint_name(_send(x_ND, sent_P, came_P, share), "exchange")
+    id_PS = _send(id_N, sent_P, came_P, share)
     to_PS, filled_PS = _by_expert(arrived_PL, share)
-    places = devices * share
+    places = to_PS.size
     order_M = jnp.zeros_like(id_PS, shape=places).at[to_PS.reshape(-1)].set(
         jnp.arange(places, dtype=id_PS.dtype), mode="drop"
     )  # fmt: skip
     x_MD, id_M = x_PSD.reshape(places, -1)[order_M], id_PS.reshape(-1)[order_M]
     out_MD = network(parameters, x_MD, arrived_PL.sum(0), id_M)
     back_PSD = jnp.where(filled_PS[..., None], out_MD[jnp.minimum(to_PS, places - 1)], 0)
-    out_PSD = checkpoint_name(exchange(back_PSD), "exchange")
-    row_N = jnp.arange(len(x_ND))
-    device_N = (row_N[:, None] >= starts_P[1:]).sum(-1)
-    came_N = jnp.minimum(device_N * share + row_N - starts_P[device_N], places - 1)
-    return out_PSD.reshape(places, -1)[came_N]
+    return checkpoint_name(_send_back(back_PSD, sent_P, came_P, len(x_ND)), "exchange")
+
+
+def _exchange(a):
+    """Entry i of the first axis to device i."""
+    return jax.lax.all_to_all(a, "expert", 0, 0, tiled=True)
+
+
+def _send(a_N, sent_P, came_P, share: int):
+    """Rows `[N, ...]`, sorted by device, in their places `[P, S, ...]` on that device.
+
+    TPUs move the rows that there are; elsewhere all places are moved.
+    """
+    devices, rest = len(sent_P), a_N.shape[1:]
+
+    def ragged(a_N, sent_P, came_P):
+        first_P = jnp.zeros_like(sent_P) + share * jax.lax.axis_index("expert")
+        empty = jnp.zeros_like(a_N, shape=(devices * share, *rest))
+        out = _ragged(a_N, empty, _starts(sent_P), sent_P, first_P, came_P)
+        return out.reshape(devices, share, *rest)
+
+    def padded(a_N, sent_P, came_P):
+        row_PS = jnp.minimum(_starts(sent_P)[:, None] + jnp.arange(share), len(a_N) - 1)
+        return _exchange(a_N[row_PS])
+
+    return jax.lax.platform_dependent(a_N, sent_P, came_P, tpu=ragged, default=padded)
+
+
+def _send_back(a_PSD, sent_P, came_P, rows: int):
+    """The way back: what came from a device returns there, `[N, D]` in the order it was sent."""
+    devices, share, dim = a_PSD.shape
+
+    def ragged(a_PSD, sent_P, came_P):
+        first_P = share * jnp.arange(devices, dtype=came_P.dtype) + jnp.zeros_like(came_P)
+        empty = jnp.zeros_like(a_PSD, shape=(rows, dim))
+        there_P = _exchange(_starts(sent_P))
+        return _ragged(a_PSD.reshape(-1, dim), empty, first_P, came_P, there_P, sent_P)
+
+    def padded(a_PSD, sent_P, came_P):
+        starts_P, row_N = _starts(sent_P), jnp.arange(rows)
+        device_N = (row_N[:, None] >= starts_P[1:]).sum(-1)
+        place_N = jnp.minimum(device_N * share + row_N - starts_P[device_N], devices * share - 1)
+        return _exchange(a_PSD).reshape(-1, dim)[place_N]
+
+    return jax.lax.platform_dependent(a_PSD, sent_P, came_P, tpu=ragged, default=padded)
+
+
+def _ragged(a, out, starts_P, sizes_P, there_P, came_P):
+    """Each device's slice of `a` to where it belongs in that device's `out`."""
+    return jax.lax.ragged_all_to_all(a, out, starts_P, sizes_P, there_P, came_P, axis_name="expert")
 
 
 def _by_expert(arrived_PL, share: int):

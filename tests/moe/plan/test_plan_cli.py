@@ -131,3 +131,18 @@ def test_a_sweep_ranks_those_that_fit(tmp_path, capsys):
 def test_no_such_slice(monkeypatch, capsys):
     argv = [DIGITS, "--topology=v5p:3x5x7", *SMALL]
     assert "v5p has no slice 3x5x7" in run(plan_script, argv, monkeypatch, capsys)
+
+
+@needs_tpu_compiler
+@pytest.mark.slow
+def test_a_tpu_moves_only_the_rows_that_there_are(tmp_path, capsys):
+    """Dropless experts: ragged all-to-alls for the rows, and no kernel of an expert moved."""
+    sizes = {"depth": 2, "scan": False, "remat": "none"}
+    argv = [f"--config.model.{key}={value}" for key, value in sizes.items()]
+    argv += ["--config.moe.dispatch=dropless", "--config.moe.group_size=1"]
+    argv += ["--config.batch_size=64", "--config.eval.batch_size=64"]
+    argv += ["--config=configs/vmoe_b16_imagenet21k.py", "--topology=v5e:2x4"]
+    _, numbers = plan(argv, tmp_path, capsys)
+    kinds = [row["kind"] for row in numbers["collectives"] if row["axes"] == ["expert"]]
+    assert "ragged-all-to-all" in kinds and "all-gather" not in kinds
+    assert numbers["expert_weights_moved"] == []
