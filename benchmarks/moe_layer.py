@@ -45,7 +45,7 @@ def tables(quick: bool) -> list[Table]:
     dtype = "bfloat16" if on_gpu else "float32"
     rows = []
     for experts in counts:
-        rows += _compare(Problem(*sizes, experts, dtype), 0.3 if quick else 40.0)
+        rows += _compare(Problem(*sizes, experts, dtype), 0.3 if quick else 25.0)
     note = NOTE.format(**Problem(*sizes, 0, dtype)._asdict())
     return [Table("moe_layer", "A layer of experts", note, SHOW, rows)]
 
