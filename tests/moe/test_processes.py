@@ -133,3 +133,18 @@ def test_kill_one_of_four_ten_times_in_a_row(data_dir, tmp_path):
         assert seconds < hosts.HEARTBEAT + 20
     hosts.succeed(hosts.train(4, workdir, data_dir, **LONG, **EXPERTS))
     assert_identical(workdir, unbroken, 150)
+
+
+@pytest.mark.slow
+def test_two_processes_continue_what_four_began(data_dir, tmp_path):
+    settings = MANY | {"num_steps": "40", "checkpoint__every": "10", "eval__every": "40"}
+    hosts.succeed(hosts.train(1, tmp_path / "one", data_dir, **settings))
+    run = hosts.train(4, tmp_path / "moved", data_dir, **settings, **EXPERTS)
+    run.wait_for(tmp_path / "moved", 13)
+    run.processes[2].send_signal(signal.SIGTERM)
+    codes, screens = run.finish()
+    assert codes == [143] * 4, "\n".join(screens)
+    (first, *_) = hosts.succeed(hosts.train(2, tmp_path / "moved", data_dir, **settings, **EXPERTS))
+    assert "continuing" in first
+    found, expected = hosts.losses(tmp_path / "moved"), hosts.losses(tmp_path / "one")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
