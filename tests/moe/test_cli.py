@@ -48,7 +48,7 @@ def run(script, argv, monkeypatch, capsys) -> str:
         ("--config.moe.capacity_factor=0", "capacity_factor must be above 0; got 0.0"),
         ("--config.moe.capacity_factor=-1", "capacity_factor must be above 0; got -1.0"),
         ("--config.moe.layers=last-9", "fits no model of"),
-        ("--config.moe.dispatch=magic", "expected capacity, dense"),
+        ("--config.moe.dispatch=magic", "expected capacity, dropless, dense"),
         ("--config.optimizer.name=adam", "expected adamw, sgd, adafactor; did you mean adamw?"),
         ("--config.optimizer.schedule=step", "'step' is unknown"),
         ("--config.optimizer.warmup_steps=999999", "below num_steps"),
