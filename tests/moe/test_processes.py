@@ -54,6 +54,7 @@ def test_a_checkpoint_of_four_processes_evaluates_on_one_and_two(four, tmp_path)
         assert drawn in screens[0]
 
 
+@pytest.mark.slow
 def test_sigterm_on_one_of_two_stops_both(data_dir, tmp_path):
     settings = FEW | {"num_steps": "60", "checkpoint__every": "50", "eval__every": "60"}
     unbroken, workdir = tmp_path / "unbroken", tmp_path / "stopped"
