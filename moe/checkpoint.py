@@ -58,7 +58,7 @@ class Checkpoints:
         Raises:
           UsageError: this one, or the one before, cannot be written.
         """
-        items = {key: ocp.args.StandardSave(_named(tree)) for key, tree in _items(state).items()}
+        items = {key: ocp.args.StandardSave(named(tree)) for key, tree in _items(state).items()}
         best = {BEST_METRIC: metrics[BEST_METRIC]} if BEST_METRIC in metrics else None
         with self._writing():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=best)
@@ -71,9 +71,9 @@ class Checkpoints:
             # its part damaged and is not coming.
             arrays |= ocp.StandardCheckpointHandler().restore(
                 self.directory.absolute() / str(step) / item,
-                args=ocp.args.StandardRestore(_named(tree)),
+                args=ocp.args.StandardRestore(named(tree)),
             )
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
+        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in named(like)])
 
     def restore_newest(self, like: dict[str, Any], step: int | None = None):
         """The newest state that can be read, its step, and the damaged steps passed over.
@@ -153,7 +153,7 @@ def _items(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return items | ({"training": rest} if rest else {})
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def named(tree: Any) -> dict[str, Any]:
     """{path: leaf}, in the order of the leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -9,7 +9,7 @@ import json
 import pathlib
 import re
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from moe import config as configs
-from moe.checkpoint import Checkpoints
+from moe.checkpoint import Checkpoints, named
 from moe.distributed import is_first
 from moe.errors import UsageError
 from moe.run import Run, set_up
@@ -128,11 +128,6 @@ def places(run: Run) -> dict[str, Place]:
         for turn in range(loops[number].repeats):
             found[f"blocks.{int(number) + turn * loops[number].period}.{rest}"] = Place(leaf, turn)
     return found
-
-
-def named(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _shapes(run: Run) -> dict[str, tuple[int, ...]]:

@@ -7,10 +7,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from moe.checkpoint import named
 from moe.errors import UsageError
 from moe.run import open_source, set_up
 from moe.trainer import train
-from moe.upcycle import named, places, start_from_checkpoint
+from moe.upcycle import places, start_from_checkpoint
 
 SIZES = {"model__depth": "4", "moe__expert_dim": "32", "num_steps": "6"}
 DENSE = SIZES | {"moe__layers": "none"}
