@@ -65,12 +65,12 @@ def routing_table(total: dict[str, Any], examples: float) -> dict[int, dict[str,
 def training_scalars(totals: dict[str, Any], batch_size: int) -> dict[str, float]:
     """The log's row from the sums of some training steps (numpy); of skipped ones their count.
 
-    A row of skipped steps alone has NaN for the rest.
+    A row of skipped steps alone has nothing else.
     """
     examples = float(totals["steps"]) * batch_size
     skipped = {"train/skipped": float(totals["skipped"])}
     if not examples:
-        return dict.fromkeys(("train/loss", "train/accuracy"), float("nan")) | skipped
+        return skipped
     row = {
         "train/loss": totals["loss"] / examples,
         "train/accuracy": totals["correct"] / examples,

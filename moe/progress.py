@@ -43,15 +43,16 @@ class Progress:
         self._step, self._time = step, now
         minutes, seconds = divmod(round(per_step * (self._last - step)), 60)
         head = f"step {step:>5}/{self._last}"
-        text = (
-            f"loss {row['train/loss']:.4f}  accuracy {row['train/accuracy']:7.2%}  "
-            f"{self._batch_size / per_step:,.0f} images/s  {minutes}:{seconds:02d} left"
-        )
+        shown = "every step skipped"
+        if "train/loss" in row:
+            shown = f"loss {row['train/loss']:.4f}  accuracy {row['train/accuracy']:7.2%}"
+        rate = self._batch_size / per_step
+        text = f"{shown}  {rate:,.0f} images/s  {minutes}:{seconds:02d} left"
         if self._bar:
             self._bar.update(self._task, completed=step, head=head, text=text)
         else:
             print(head, text, sep="  ", flush=True)
-        return self._batch_size / per_step
+        return rate
 
     def note(self, step: int, results: dict[str, float]) -> None:
         """Prints an evaluation; its time does not count as training."""

@@ -7,6 +7,8 @@ import pytest
 import moe.run
 from moe.checkpoint import Checkpoints
 from moe.errors import UsageError
+from moe.evaluate import training_scalars
+from moe.progress import Progress
 from moe.records import read
 from moe.run import open_source, set_up
 from moe.trainer import train
@@ -74,3 +76,10 @@ def test_the_key_is_checked(tiny, tmp_path):
     with pytest.raises(UsageError, match="expected stop or skip"):
         train(tiny(nonfinite="ignore"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_row_of_skipped_steps_has_no_other_number(capsys):
+    row = training_scalars({"steps": np.zeros(()), "skipped": np.float32(5)}, 16)
+    assert row == {"train/skipped": 5.0}
+    Progress(0, 10, 16).update(5, row)
+    assert "every step skipped" in capsys.readouterr().out
