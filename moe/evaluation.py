@@ -9,7 +9,6 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from moe import cli, report
-from moe import config as configs
 from moe.checkpoint import Checkpoints
 from moe.data.transforms import fit, to_float
 from moe.distributed import by_first, together
@@ -17,6 +16,7 @@ from moe.errors import UsageError
 from moe.evaluate import evaluate, routing_table, scalars
 from moe.model import build_model
 from moe.run import Run, open_source, set_up
+from moe.workdir import saved_config
 
 PICTURES = 12  # images in the routing picture
 
@@ -68,10 +68,9 @@ def evaluate_run(
 
 def _prepare(workdir: pathlib.Path, split: str | None, overrides: dict[str, str]):
     """The run as it will be evaluated, and its data; nothing is read of the checkpoint."""
-    file = workdir / "config.json"
-    if not file.is_file():
+    saved = saved_config(workdir)
+    if saved is None:
         raise UsageError(f"{workdir} holds no run (no config.json); train one with train.py")
-    saved = configs.from_json(file.read_text())
     config = _override(saved, overrides)
     source = open_source(config, split or config.data.eval_split)
     run = set_up(config, source)

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from moe import config as configs
 from moe.checkpoint import Checkpoints, named
 from moe.distributed import is_first
 from moe.errors import UsageError
 from moe.run import Run, set_up
 from moe.step import State
+from moe.workdir import saved_config
 
 # Of an expert, [E, ...], and of the dense MLP that it starts as.
 EXPERTS = {
@@ -98,10 +98,10 @@ def origin_of_each(run: Run, source: Run) -> dict[str, str]:
 
 def _source(run: Run) -> Run:
     """The other run, its parameters laid out on this run's mesh."""
-    file = pathlib.Path(run.config.init.workdir) / "config.json"
-    if not file.is_file():
+    saved = saved_config(pathlib.Path(run.config.init.workdir))
+    if saved is None:
         raise UsageError(f"config.init.workdir={run.config.init.workdir} holds no run")
-    saved = ConfigDict(configs.from_json(file.read_text()).to_dict())
+    saved = ConfigDict(saved.to_dict())
     saved.mesh = run.config.mesh
     # It will see no batch; one must only fit the mesh.
     saved.optimizer.accumulate = 1

@@ -14,15 +14,34 @@ from moe.distributed import by_first
 from moe.errors import UsageError
 
 
+def saved_config(workdir: pathlib.Path) -> ConfigDict | None:
+    """Returns the config of the run in `workdir`, None where there is none.
+
+    Raises:
+      UsageError: its config.json cannot be read, or holds something else than a config.
+    """
+    file = workdir / "config.json"
+    try:
+        return configs.from_json(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, UsageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)[:200]
+        raise UsageError(
+            f"{file} is no config of a run ({reason or type(error).__name__}): put back a copy of "
+            "it, or move it away and give the run's own train command again, which writes it anew"
+        ) from error
+
+
 def check(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Looks and touches nothing.
 
     Raises:
       UsageError: `workdir` is a file, or holds a run of another config.
     """
-    file = workdir / "config.json"
-    if file.exists():
-        changed = configs.differences(configs.from_json(file.read_text()), config)
+    saved = saved_config(workdir)
+    if saved is not None:
+        changed = configs.differences(saved, config)
         if changed:
             raise UsageError(
                 f"{workdir} holds a run of another config ({'; '.join(changed[:4])}"
