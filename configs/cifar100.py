@@ -22,6 +22,6 @@ def get_config() -> ConfigDict:
     config.model.update({"patch_size": 4, "pool": "mean", "position": "sincos", "dropout": 0.1})
     config.moe.update({"layers": "every-2", "expert_dim": 256})
     config.router.name = "sparse_expert_choice"
-    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2000, "label_smoothing": 0.1})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup": 0.05, "label_smoothing": 0.1})
     config.checkpoint.every = config.eval.every = 1000
     return config

@@ -28,5 +28,5 @@ def get_config() -> ConfigDict:
     config.model.update({"patch_size": 2, "pool": "mean", "position": "sincos"})
     config.moe.update({"layers": "last-2", "num_experts": 8, "expert_dim": 64})
     config.router.name = "sparse_expert_choice"
-    config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 100})
+    config.optimizer.update({"learning_rate": 3e-3, "warmup": 1 / 12})
     return config

@@ -21,6 +21,6 @@ def get_config() -> ConfigDict:
     config.model.update({"patch_size": 4, "pool": "mean", "position": "sincos", "dropout": 0.1})
     config.moe.update({"layers": "last-2", "expert_dim": 192})
     config.router.name = "sparse_expert_choice"
-    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 1000})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup": 0.05})
     config.checkpoint.every = config.eval.every = 1000
     return config

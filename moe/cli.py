@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from moe.config import flatten
+from moe.config import PATH_KEYS, flatten
 from moe.errors import UsageError
+from moe.model import check
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -44,24 +45,42 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]):
     return flags, overrides
 
 
-def local_path(text: str) -> pathlib.Path:
-    """The path of --workdir.
+def local_path(text: str, name: str = "--workdir") -> pathlib.Path:
+    """Returns the path that a user typed for the flag or key `name`, with ~ as a shell reads it.
 
     Raises:
-      UsageError: it is an address of a bucket, which `pathlib` would take for a folder "gs:".
+      UsageError: it is empty, no path of this machine, or may not be looked at.
     """
-    if "://" in text:
+    typed = text.strip()
+    if "://" in typed or typed.startswith("gs:"):
         raise UsageError(
-            f"--workdir={text} is an address, not a path; mount it and give the path that it has "
+            f"{name}={typed} is an address, not a path; mount it and give the path that it has "
             "then (gs://BUCKET: gcsfuse BUCKET /mnt/BUCKET on every host)"
         )
-    return pathlib.Path(text)
+    try:
+        typed.encode()
+        path = pathlib.Path(typed).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, no such user, ...
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"{name}={format(repr(typed), '.200')} is no path that can be used: {reason}"
+        ) from None
+    if not typed:
+        raise UsageError(f"{name} is empty; expected a path: {name}=PATH")
+    return path
 
 
 def load_config(path: str, overrides: dict[str, str]) -> ConfigDict:
-    """Returns `get_config()` of a Python file, with the overrides applied."""
-    file = pathlib.Path(path)
-    if not file.is_file():
+    """Returns `get_config()` of a Python file, with the overrides applied.
+
+    What the file itself raises is its author's and passes as it is.
+
+    Raises:
+      UsageError: there is no such file, it makes no config, or the config cannot be run.
+    """
+    file = local_path(path, "--config")
+    if not file.is_file() or file.suffix != ".py":
         known = ", ".join(sorted(map(str, pathlib.Path("configs").glob("[!_]*.py"))))
         raise UsageError(f"no config file {path!r}; here are {known or 'none'}")
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -69,14 +88,18 @@ def load_config(path: str, overrides: dict[str, str]) -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UsageError(f"{path} has no function get_config()")
-    return apply(module.get_config(), overrides)
+    config = module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"get_config() of {path} returns no config; see moe.config.default()")
+    return apply(config, overrides)
 
 
 def apply(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
-    """Sets the keys, each read as the type that it has; returns the locked config.
+    """Sets the keys, each read as the type that it has; returns the checked and locked config.
 
     Raises:
-      UsageError: an unknown key (with the nearest known ones), or a value of another type.
+      UsageError: an unknown key (with the nearest known ones), a value of another type or outside
+        its range, or values that do not fit each other.
     """
     known = flatten(config)
     for key, text in overrides.items():
@@ -85,11 +108,16 @@ def apply(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
             close = inside or difflib.get_close_matches(key, known, 3, 0.6) or list(config)
             raise UsageError(f"unknown key config.{key}; did you mean {', '.join(close)}?")
         config.update_from_flattened_dict({key: _read(key, text, known[key])})
+    for key in PATH_KEYS:
+        if typed := flatten(config).get(key):
+            path = str(local_path(typed, f"--config.{key}"))
+            config.update_from_flattened_dict({key: path})
+    check(config)
     return config.lock()
 
 
 def _read(key: str, text: str, old):
-    """`text` as a value of `old`'s type."""
+    """Returns `text` as a value of `old`'s type."""
     kind = type(old)
     try:
         if kind is bool:
@@ -98,9 +126,10 @@ def _read(key: str, text: str, old):
             value = ast.literal_eval(text)
             return tuple(value) if isinstance(value, tuple | list) else (value,)
         return kind(text)
-    except (KeyError, ValueError, SyntaxError):
+    except (KeyError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        said = format(repr(text), ".60")
         raise UsageError(
-            f"--config.{key}={text!r} is not of type {kind.__name__}; it is now {old!r}"
+            f"--config.{key}={said} is not of type {kind.__name__}; it is now {old!r}"
         ) from None
 
 

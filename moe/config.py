@@ -1,118 +1,148 @@
-"""The configuration of a run: its defaults, and the model and optimizer sections' meaning.
+"""The configuration of a run: every key with its default and its range, and how it is saved.
 
 A config file in `configs/` starts from `default()` and changes what its experiment needs; the
-command line changes the rest. Settings of a router have their defaults in the router's signature,
-those of the augmentation in `moe.data.Augment`, and appear here by reading them.
+command line changes the rest. Settings of a router have their defaults and ranges in the router's
+signature, those of the augmentation in `moe.data.Augment`, and appear here by reading them.
+docs/config.md says how a range is written and which keys may change while a run lasts.
 """
 
 import dataclasses
-import inspect
 import json
 
 from ml_collections import ConfigDict
 
+from moe.blocks import REMATS
 from moe.data import Augment
+from moe.dispatch import DISPATCHES
+from moe.errors import UsageError
+from moe.optimizer import OPTIMIZERS, SCHEDULES, warmup_steps
+from moe.ranges import Key, annotated, fit, keyword_settings
+from moe.step import LOSSES
+from moe.vit import POOLS, POSITIONS, SIZES
 from routers import ROUTERS
 
-# Keys that change neither the numbers of a run nor its records: a run may go on with others.
-# (Any mesh computes the same up to rounding; to the bit only the same mesh does.)
-FREE_KEYS = ("checkpoint.every", "checkpoint.keep", "data.data_dir", "compile_cache")
-FREE_KEYS += ("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.tensor")
-FREE_KEYS += ("nonfinite",)  # of a run with such a step: "skip" goes on where "stop" stopped
+COUNT = "[1, 2e9]"  # steps are counted in int32
+RATE = "[0, 1)"
+SIZE = "0 or [1, 1e6]"
+
+# A run may go on with other values of these keys, and of all keys inside these sections: they
+# change none of its numbers. (Any mesh computes the same up to rounding, to the bit only the same
+# one does; another way with steps that are not finite matters from the next such step on.)
+FREE_KEYS = ("checkpoint", "data.data_dir", "eval", "log", "mesh", "nonfinite")
+
+# What config.json says of the program that wrote it: counted up when a key goes, gets another name
+# or another meaning. Programs before the first number wrote none.
+VERSION = 1
+PATH_KEYS = ("data.data_dir", "init.workdir")
+REMOVED_KEYS = ("compile_cache",)  # of older programs; they changed no number
+
+
+def keys() -> dict[str, Key]:
+    """Returns every key, {"data.name": Key(default, range), ...}."""
+    sections = {
+        "seed": Key(0, "[0, 2^63)"),
+        "num_steps": Key(1000, COUNT),
+        "batch_size": Key(128, "[1, 1e6]"),  # over all processes
+        "loss": Key("softmax", LOSSES),
+        # At a step whose update is not finite; "skip": go on without it.
+        "nonfinite": Key("stop", ("stop", "skip")),
+        "data": {
+            "name": Key("digits"),  # any TFDS image classification set in array_record form
+            "data_dir": Key(""),  # "": TFDS's own default
+            "train_split": Key("train"),
+            "eval_split": Key("test"),
+            "image_size": Key(0, "0 or [1, 1e4]"),  # 0: that of the data set
+            "channels": Key(0, "0 or [1, 1e3]"),  # 0: that of the data set, filled in at the start
+            "num_classes": Key(0, SIZE),  # the same
+            "augment": {f.name: annotated(f.default, f.type) for f in dataclasses.fields(Augment)},
+        },
+        "model": {
+            "name": Key("vit", ("vit",)),
+            "size": Key("S", tuple(SIZES)),  # the explicit sizes below win where they are not 0
+            "width": Key(0, "0 or [1, 1e5]"),
+            "depth": Key(0, "0 or [1, 1e3]"),
+            "mlp_dim": Key(0, SIZE),
+            "num_heads": Key(0, "0 or [1, 1e4]"),
+            "patch_size": Key(16, "[1, 1e4]"),
+            "pool": Key("cls", POOLS),
+            "position": Key("learned", POSITIONS),
+            "dropout": Key(0.0, RATE),
+            "dtype": Key("float32", ("float32", "bfloat16")),  # of the computation
+            "scan": Key(False),  # True: equal blocks compile once, as a loop
+            # What the backward pass computes again, see `moe.blocks.REMATS`.
+            "remat": Key("none", tuple(REMATS)),
+        },
+        "moe": {
+            "layers": Key("last-2"),  # last-N, every-N, a list of blocks such as "1,3", or none
+            "num_experts": Key(8, "[1, 1e5]"),
+            "expert_dim": Key(0, SIZE),  # hidden width F of an expert; 0: mlp_dim
+            "dropout": Key(0.0, RATE),  # inside the experts
+            "group_size": Key(1, "[1, 1e6]"),  # whole examples that are routed together
+            "capacity_factor": Key(1.05, "(0, 1e4]"),
+            "eval_capacity_factor": Key(2.0, "(0, 1e4]"),
+            "dispatch": Key("capacity", tuple(DISPATCHES)),  # dense is the reference
+            # Of dropless. Rows of a group, in K per token, where a router does not bound them:
+            "dropless_bound": Key(2.0, "(0, 1e4]"),
+            # rows that one device sends to another, in fair shares, where experts are spread:
+            "dropless_receive": Key(2.0, "(0, 1e4]"),
+            # True: an MLP of the experts' FLOPs in place of each MoE layer.
+            "dense": Key(False),
+        },
+        "router": {
+            "name": Key("topk", tuple(ROUTERS)),
+            **{name: keyword_settings(router.__init__) for name, router in ROUTERS.items()},
+        },
+        "optimizer": {
+            "name": Key("adamw", OPTIMIZERS),
+            "learning_rate": Key(1e-3, "[0, 100]"),  # peak
+            "schedule": Key("cosine", SCHEDULES),  # after the warm-up
+            "warmup_steps": Key(-1, "-1 or [0, 2e9]"),  # -1: the next key's share of num_steps
+            "warmup": Key(0.1, RATE),
+            "weight_decay": Key(0.05, "[0, 1e3]"),  # on matrices only
+            "b1": Key(0.9, "[0, 0.999999]"),  # momentum of sgd
+            "b2": Key(0.999, "[0, 0.999999]"),
+            "grad_clip": Key(1.0, "0 or [1e-6, 1e6]"),  # global norm; 0: off
+            "label_smoothing": Key(0.0, RATE),
+            "accumulate": Key(1, "[1, 1e6]"),  # micro-batches per step
+            # "bfloat16": every gradient crosses devices so; "float32": as its layer computes.
+            "grad_dtype": Key("float32", ("float32", "bfloat16")),
+            # 0: off; otherwise evaluation uses the averaged parameters.
+            "ema_decay": Key(0.0, "[0, 0.999999]"),
+        },
+        # Another run whose parameters to start from, a dense one's as experts; "": none.
+        "init": {"workdir": Key(""), "step": Key(-1, "-1 or [0, 2e9]")},  # -1: the newest
+        # Devices along each axis of `moe.mesh`; -1: all that the others leave.
+        "mesh": {
+            "data": Key(-1, "-1 or [1, 1e6]"),
+            **{axis: Key(1, "-1 or [1, 1e6]") for axis in ("fsdp", "expert", "tensor")},
+        },
+        # Beside the newest `keep`, the best stays.
+        "checkpoint": {"every": Key(500, COUNT), "keep": Key(3, COUNT)},
+        "eval": {"every": Key(500, COUNT), "batch_size": Key(256, "[1, 1e6]")},
+        "log": {"every": Key(50, COUNT)},
+    }
+    return flatten(sections)
 
 
 def default() -> ConfigDict:
     """Returns every key with its default, locked: a misspelt key is an error."""
-    config = ConfigDict(
-        {
-            "seed": 0,
-            "num_steps": 1000,
-            "batch_size": 128,  # over all processes
-            "loss": "softmax",  # or "sigmoid"
-            "nonfinite": "stop",  # at a step whose update is not finite; "skip": go on without it
-            "compile_cache": "",  # a directory that keeps compiled programs for the next start
-            "data": {
-                "name": "digits",  # any TFDS image classification set in array_record form
-                "data_dir": "",  # "": TFDS's own default
-                "train_split": "train",
-                "eval_split": "test",
-                "image_size": 0,  # 0: that of the data set
-                "channels": 0,  # 0: that of the data set; filled in when a run starts
-                "num_classes": 0,  # the same
-                "augment": {f.name: f.default for f in dataclasses.fields(Augment)},
-            },
-            "model": {
-                "name": "vit",
-                "size": "S",  # S, B, L or H; the explicit sizes below win where they are not 0
-                "width": 0,
-                "depth": 0,
-                "mlp_dim": 0,
-                "num_heads": 0,
-                "patch_size": 16,
-                "pool": "cls",  # or "mean"
-                "position": "learned",  # or "sincos"
-                "dropout": 0.0,
-                "dtype": "float32",  # of the computation; "bfloat16" on accelerators
-                "scan": False,  # True: equal blocks compile once, as a loop
-                "remat": "none",  # what the backward pass computes again, see `moe.blocks.REMATS`
-            },
-            "moe": {
-                "layers": "last-2",  # last-N, every-N, a list of blocks such as "1,3", or none
-                "num_experts": 8,
-                "expert_dim": 0,  # hidden width F of an expert; 0: mlp_dim
-                "dropout": 0.0,  # inside the experts
-                "group_size": 1,  # whole examples that are routed together
-                "capacity_factor": 1.05,
-                "eval_capacity_factor": 2.0,
-                "dispatch": "capacity",  # dropless or dense, the reference
-                # Of dropless. Rows of a group, in K per token, where a router does not bound them:
-                "dropless_bound": 2.0,
-                # rows that one device sends to another, in fair shares, where experts are spread:
-                "dropless_receive": 2.0,
-                "dense": False,  # True: an MLP of the experts' FLOPs in place of each MoE layer
-            },
-            "router": {
-                "name": "topk",
-                **{name: router_settings(name) for name in ROUTERS},
-            },
-            "optimizer": {
-                "name": "adamw",  # adamw, sgd or adafactor
-                "learning_rate": 1e-3,  # peak
-                "schedule": "cosine",  # cosine, linear, rsqrt or constant, after the warmup
-                "warmup_steps": 100,
-                "weight_decay": 0.05,  # on matrices only
-                "b1": 0.9,  # momentum of sgd
-                "b2": 0.999,
-                "grad_clip": 1.0,  # global norm; 0: off
-                "label_smoothing": 0.0,
-                "accumulate": 1,  # micro-batches per step
-                # "bfloat16": every gradient crosses devices so; "float32": as its layer computes.
-                "grad_dtype": "float32",
-                "ema_decay": 0.0,  # 0: off; otherwise evaluation uses the averaged parameters
-            },
-            # Another run whose parameters to start from, a dense one's as experts; "": none.
-            "init": {"workdir": "", "step": -1},  # -1: the newest
-            # Devices along each axis of `moe.mesh`; -1: all that the others leave.
-            "mesh": {"data": -1, "fsdp": 1, "expert": 1, "tensor": 1},
-            "checkpoint": {"every": 500, "keep": 3},  # beside the newest `keep`, the best stays
-            "eval": {"every": 500, "batch_size": 256},
-            "log": {"every": 50},
-        }
-    )
-    return config.lock()
+    return _nested({name: key.default for name, key in keys().items()})
 
 
-def router_settings(name: str) -> dict:
-    """Returns a router's settings and their defaults, read from its signature."""
-    parameters = inspect.signature(ROUTERS[name].__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs"}
+def check_ranges(config: ConfigDict) -> None:
+    """Raises UsageError where a value has another type than its key, or is outside its range."""
+    values = flatten(config)
+    for name, key in keys().items():
+        if name not in values:
+            raise UsageError(f"the config has no {name}: start it from moe.config.default()")
+        fit(name, values[name], key)
 
 
-def flatten(config: ConfigDict) -> dict[str, object]:
-    """Returns {"data.name": value, ...}."""
+def flatten(config) -> dict[str, object]:
+    """Returns {"data.name": value, ...} of nested sections."""
     flat = {}
     for key, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ConfigDict | dict):
             flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
         else:
             flat[key] = value
@@ -120,30 +150,85 @@ def flatten(config: ConfigDict) -> dict[str, object]:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Returns "key=old, now new" for each key whose change makes another run."""
-    a, b = flatten(old), flatten(new)
+    """Returns "key=old, now new" for each key whose change makes another run.
+
+    A warm-up is the same whether its length was said in steps or as a share.
+    """
+    a, b = (
+        used(config) | {"optimizer.warmup_steps": warmup_steps(config)} for config in (old, new)
+    )
     return [
         f"{key}={a.get(key, 'absent')!r}, now {b.get(key, 'absent')!r}"
         for key in sorted(a.keys() | b.keys())
-        if key not in FREE_KEYS and a.get(key) != b.get(key)
+        if not is_free(key) and key != "optimizer.warmup" and a.get(key) != b.get(key)
     ]
 
 
+def is_free(key: str) -> bool:
+    """Tells whether a run may go on with another value of this key."""
+    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
+
+
+def used(config: ConfigDict) -> dict[str, object]:
+    """Returns the flat config without the settings of the routers that were not chosen."""
+    return {
+        key: value for key, value in flatten(config).items() if _is_used(key, config.router.name)
+    }
+
+
+def _is_used(key: str, router: str) -> bool:
+    section, _, rest = key.partition(".")
+    return section != "router" or "." not in rest or rest.startswith(router + ".")
+
+
 def to_json(config: ConfigDict) -> str:
-    return json.dumps(config.to_dict(), indent=2) + "\n"
+    """Returns what a run uses, and the version of what is written, as text."""
+    saved = _nested(used(config)).to_dict()
+    return json.dumps({"version": VERSION, **saved}, indent=2) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
     """Returns a config from `to_json`, locked; keys that came later have their defaults.
 
-    Lists become the tuples that they were.
+    Raises:
+      UsageError: it is no such text, or says what this program does not know.
     """
+    try:
+        saved = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"it is no JSON: {error}") from None
+    if not isinstance(saved, dict):
+        raise UsageError("it is no table of settings")
+    version = saved.pop("version", 0)
+    if not isinstance(version, int) or version > VERSION:
+        raise UsageError(
+            f"it was written by a newer program: it has version {version!r}, this one reads up to "
+            f"{VERSION}"
+        )
+    values = flatten(saved)
+    known, router = keys(), values.get("router.name", keys()["router.name"].default)
+    if router not in ROUTERS:
+        raise UsageError(
+            f"its router {router!r} is none of {', '.join(ROUTERS)}; where the run's config file "
+            "registers it, say --config=FILE"
+        )
+    config = {name: key.default for name, key in known.items()}
+    for name, value in values.items():
+        if name in REMOVED_KEYS or not _is_used(name, router):
+            continue
+        if name not in known:
+            raise UsageError(f"it has config.{name}, which this program (version {VERSION}) lacks")
+        config[name] = fit(name, value, known[name])
+    return _nested(config)
 
-    def tuples(value):
-        if isinstance(value, dict):
-            return {k: tuples(v) for k, v in value.items()}
-        return tuple(value) if isinstance(value, list) else value
 
-    config = default()
-    config.update(tuples(json.loads(text)))
-    return config.lock()
+def _nested(flat: dict[str, object]) -> ConfigDict:
+    """Returns the locked config of {"data.name": value, ...}."""
+    config: dict = {}
+    for name, value in flat.items():
+        *sections, last = name.split(".")
+        inner = config
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    return ConfigDict(config).lock()

@@ -65,11 +65,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def _resolve(sizes: dict[str, int], count: int) -> dict[str, int]:
-    """The sizes with -1 replaced by what is left of `count` devices."""
+    """Returns the sizes with -1 replaced by what is left of `count` devices."""
     text = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(free) > 1 or fixed < 1:
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise UsageError(f"config.mesh has {text}; expected 1 or more each, and -1 at most once")
     if count % fixed if free else count != fixed:
         wanted = f"a multiple of {fixed}" if free else f"{fixed}"

@@ -1,40 +1,27 @@
-"""From a config to a model: the one place that reads the sections `model`, `moe` and `router`."""
-
-import difflib
+"""Builds the model of a config, and checks that the config's settings fit each other."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from moe.blocks import REMATS, Block
-from moe.config import flatten
-from moe.dispatch import DISPATCHES
+from moe.blocks import Block
+from moe.config import check_ranges
+from moe.data import Augment
 from moe.errors import UsageError
 from moe.layers import Mlp, MoE
-from moe.optimizer import OPTIMIZERS, SCHEDULES
-from moe.step import LOSSES
+from moe.optimizer import warmup_steps
 from moe.vit import SIZES, VisionTransformer
 from routers import ROUTERS
 
 
 def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
-    """Returns the model with fresh parameters; `config.data` has its sizes filled in.
-
-    Raises:
-      UsageError: a setting names something that does not exist, or the settings do not fit.
-    """
-    check_names(config)
+    """Returns the model with fresh parameters; the config was checked and has its data's sizes."""
     model, moe, data = config.model, config.moe, config.data
     width, depth, mlp_dim, heads = model_sizes(config)
     expert_layers = moe_layers(moe.layers, depth)
-    if moe.num_experts < 1 or moe.group_size < 1:
-        raise UsageError("moe.num_experts and moe.group_size must be 1 or more")
     settings = config.router[config.router.name].to_dict()
     expert_dim = moe.expert_dim or mlp_dim
-
-    if width % heads:
-        raise UsageError(f"num_heads {heads} does not divide width {width}")
     dtype = jnp.dtype(model.dtype)
 
     def block(number: int, tokens: int, rngs: nnx.Rngs) -> Block:
@@ -45,7 +32,7 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
         if not experts:
             return Mlp(width, mlp_dim, dtype=dtype, rngs=rngs)
         if moe.dense:
-            hidden = round(expert_dim * settings["k"] * moe.capacity_factor)
+            hidden = max(1, round(expert_dim * settings["k"] * moe.capacity_factor))
             return Mlp(width, hidden, dtype=dtype, rngs=rngs)
         return MoE(
             width,
@@ -65,55 +52,78 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
             rngs=rngs,
         )
 
-    try:
-        return VisionTransformer(
-            image_size=data.image_size,
-            channels=data.channels,
-            num_classes=data.num_classes,
-            patch_size=model.patch_size,
-            width=width,
-            block=block,
-            kinds=[i in expert_layers for i in range(depth)],
-            scan=model.scan,
-            remat=model.remat,
-            pool=model.pool,
-            position=model.position,
-            dropout=model.dropout,
-            dtype=dtype,
-            rngs=rngs,
-        )
-    except ValueError as error:  # sizes that do not fit, from the layers that know
-        raise UsageError(str(error)) from error
+    return VisionTransformer(
+        image_size=data.image_size,
+        channels=data.channels,
+        num_classes=data.num_classes,
+        patch_size=model.patch_size,
+        width=width,
+        block=block,
+        kinds=[i in expert_layers for i in range(depth)],
+        scan=model.scan,
+        remat=model.remat,
+        pool=model.pool,
+        position=model.position,
+        dropout=model.dropout,
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 def model_sizes(config: ConfigDict) -> tuple[int, int, int, int]:
     """Width D, depth L, MLP width F and heads H: the named size's, but for the explicit ones."""
     model = config.model
     explicit = (model.width, model.depth, model.mlp_dim, model.num_heads)
-    return tuple(mine or named for mine, named in zip(explicit, SIZES[model.size], strict=True))
+    return tuple(own or named for own, named in zip(explicit, SIZES[model.size], strict=True))
 
 
-def check_names(config: ConfigDict) -> None:
-    """Raises UsageError where a setting names what does not exist; needs no data."""
-    for key, known in {
-        "model.name": ["vit"],
-        "model.size": list(SIZES),
-        "model.dtype": ["float32", "bfloat16"],
-        "model.remat": list(REMATS),
-        "router.name": list(ROUTERS),
-        "moe.dispatch": list(DISPATCHES),
-        "loss": list(LOSSES),
-        "optimizer.name": list(OPTIMIZERS),
-        "optimizer.schedule": list(SCHEDULES),
-        "optimizer.grad_dtype": ["float32", "bfloat16"],
-    }.items():
-        value = flatten(config)[key]
-        if value not in known:
-            close = difflib.get_close_matches(value, known, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+def check(config: ConfigDict) -> None:
+    """Looks for all that is wrong with a config whatever the data and the devices.
+
+    Raises:
+      UsageError: a value is outside its range, or values do not fit each other.
+    """
+    check_ranges(config)
+    Augment.from_mapping(config.data.augment)
+    warmup_steps(config)
+    _check_model(config)
+    k, experts = config.router[config.router.name].k, config.moe.num_experts
+    if k > experts:
+        raise UsageError(
+            f"config.router.{config.router.name}.k={k} is above moe.num_experts={experts}"
+        )
+    group = config.moe.group_size
+    for key, size, step in (
+        ("batch_size", config.batch_size, group * config.optimizer.accumulate),
+        ("eval.batch_size", config.eval.batch_size, group),
+    ):
+        if size % step:
             raise UsageError(
-                f"config.{key}={value!r} is unknown; expected {', '.join(known)}{hint}"
+                f"config.{key}={size} must be a multiple of {step}: groups of "
+                f"moe.group_size={group} examples, times optimizer.accumulate in training"
             )
+    if list(config.mesh.values()).count(-1) > 1:
+        raise UsageError("config.mesh has -1 (all that the others leave) twice; expected it once")
+
+
+def _check_model(config: ConfigDict) -> None:
+    model, size = config.model, config.data.image_size
+    width, depth, _, heads = model_sizes(config)
+    moe_layers(config.moe.layers, depth)
+    if width % heads:
+        raise UsageError(f"config.model.num_heads={heads} does not divide the width {width}")
+    if model.position == "sincos" and width % 4:
+        raise UsageError(f"config.model.position='sincos' needs a width of 4 N, not {width}")
+    if not size:
+        return  # the data set will say it
+    if size % model.patch_size:
+        raise UsageError(
+            f"config.model.patch_size={model.patch_size} does not divide the image size {size}"
+        )
+    for key in ("crop", "cutout"):
+        pixels = config.data.augment[key]
+        if pixels > size:
+            raise UsageError(f"config.data.augment.{key}={pixels} is above the image size {size}")
 
 
 def moe_layers(spec: str, depth: int) -> frozenset[int]:
@@ -135,12 +145,13 @@ def moe_layers(spec: str, depth: int) -> frozenset[int]:
         else:
             layers = [int(block) for block in spec.split(",")]
             fits = all(0 <= block < depth for block in layers)
+            fits = fits and len(set(layers)) == len(layers)
     except ValueError:
         layers, fits = (), False
     if not fits:
         raise UsageError(
             f"moe.layers={spec!r} fits no model of {depth} blocks; expected last-N, every-N, "
-            "a list such as '1,3' (counted from 0), or none"
+            "a list of different ones such as '1,3' (counted from 0), or none"
         )
     return frozenset(layers)
 

@@ -12,14 +12,26 @@ SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
 OPTIMIZERS = ("adamw", "sgd", "adafactor")
 
 
+def warmup_steps(config: ConfigDict) -> int:
+    """Returns the length of the warm-up: as it was set, or a share of the run.
+
+    Raises:
+      UsageError: it was set to no fewer steps than the run has.
+    """
+    section, steps = config.optimizer, config.num_steps
+    if section.warmup_steps >= steps:
+        raise UsageError(
+            f"config.optimizer.warmup_steps={section.warmup_steps} must be below "
+            f"num_steps={steps}; -1 takes a share of the run, --config.optimizer.warmup"
+        )
+    share = min(round(section.warmup * steps), steps - 1)
+    return share if section.warmup_steps == -1 else section.warmup_steps
+
+
 def build_schedule(config: ConfigDict) -> optax.Schedule:
     """Linear warmup to the peak, then cosine or linear decay to 0, 1/sqrt(step), or constant."""
     section = config.optimizer
-    peak, warmup, steps = section.learning_rate, section.warmup_steps, config.num_steps
-    if not 0 <= warmup < max(steps, 1):
-        raise UsageError(
-            f"config.optimizer.warmup_steps={warmup} must be at least 0 and below num_steps={steps}"
-        )
+    peak, warmup, steps = section.learning_rate, warmup_steps(config), config.num_steps
     after = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, steps - warmup),
         "linear": lambda: optax.linear_schedule(peak, 0.0, steps - warmup),

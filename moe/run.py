@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from moe import mesh as meshes
-from moe.data import Augment, ImageSource, eval_batches, open_split, train_batches
+from moe.data import ImageSource, eval_batches, open_split, train_batches
 from moe.errors import UsageError
-from moe.model import build_model
+from moe.model import build_model, check
 from moe.optimizer import build_optimizer, optimizer_shardings
 from moe.step import State, initial_state, make_eval_step, make_train_step
 
@@ -166,8 +166,7 @@ def set_up(
     """
     if source is not None:
         config = fill_in(config, source)
-    if config.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+    check(config)
     mesh = meshes.make_mesh(config.mesh, devices)
     _check_sizes(config, mesh)
     with jax.set_mesh(mesh):
@@ -182,22 +181,17 @@ def set_up(
 
 
 def _check_sizes(config: ConfigDict, mesh: Mesh) -> None:
-    Augment.from_mapping(config.data.augment)  # raises where a setting is out of range
     shards = mesh.size // mesh.shape["tensor"]
     for key, size, group in (
         ("batch_size", config.batch_size, config.optimizer.accumulate * config.moe.group_size),
         ("eval.batch_size", config.eval.batch_size, config.moe.group_size),
     ):
         step = shards * group
-        if size < 1 or size % step:
+        if size % step:
             raise UsageError(
-                f"config.{key}={size} must be a positive multiple of {step}: {shards} devices"
+                f"config.{key}={size} must be a multiple of {step}: {shards} devices"
                 f" times groups and micro-batches of {group}"
             )
-    for key in ("num_steps", "eval.every", "log.every", "checkpoint.every", "checkpoint.keep"):
-        section, _, name = key.rpartition(".")
-        if (config[section] if section else config)[name] < 1:
-            raise UsageError(f"config.{key} must be 1 or more")
     sizes = config.data.image_size, config.data.channels, config.data.num_classes
     if min(sizes) < 1:
         raise UsageError(

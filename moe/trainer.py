@@ -11,9 +11,8 @@ from moe import nonfinite
 from moe import workdir as workdirs
 from moe.checkpoint import BEST_METRIC, Checkpoints
 from moe.distributed import AgreedError, by_first, together
-from moe.errors import UsageError
 from moe.evaluate import evaluate, layer_scalars, scalars, training_scalars
-from moe.model import check_names, count_parameters
+from moe.model import check, count_parameters
 from moe.progress import Progress
 from moe.records import Records, read
 from moe.run import Run, open_source, set_up
@@ -51,9 +50,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
 
 def _prepare(config: ConfigDict, workdir: pathlib.Path):
     """All that can be found wrong before an array is made or a file touched."""
-    if config.nonfinite not in ("stop", "skip"):
-        raise UsageError(f"config.nonfinite={config.nonfinite!r} is unknown; expected stop or skip")
-    check_names(config)  # before a data set is read, or prepared
+    check(config)  # before a data set is read, or prepared
     train_source = open_source(config, config.data.train_split)
     eval_source = open_source(config, config.data.eval_split)
     run = set_up(config, train_source)
@@ -131,12 +128,9 @@ def _accumulating(config: ConfigDict, step_fn):
 
 
 def _sums(run: Run, step_fn):
-    """What a step sums up, as shapes; tracing the step finds every misfit of the config."""
-    try:
-        with jax.set_mesh(run.mesh):
-            return jax.eval_shape(step_fn, run.abstract_state(), run.abstract_batch())[1]
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    """Returns what a step sums up, as shapes, which tells that the step can be traced."""
+    with jax.set_mesh(run.mesh):
+        return jax.eval_shape(step_fn, run.abstract_state(), run.abstract_batch())[1]
 
 
 def _zeros(run: Run, step_fn):

@@ -21,6 +21,10 @@ SIZES = {
 }
 
 
+POOLS = ("cls", "mean")
+POSITIONS = ("learned", "sincos")
+
+
 class Output(NamedTuple):
     """Logits [B, V] in float32, and the report of each layer of experts by its block's number."""
 
@@ -65,14 +69,6 @@ class VisionTransformer(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        if image_size % patch_size:
-            raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
-        if pool not in ("cls", "mean"):
-            raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
-        if position not in ("learned", "sincos"):
-            raise ValueError(f"position must be 'learned' or 'sincos', not {position!r}")
-        if position == "sincos" and width % 4:
-            raise ValueError(f"position 'sincos' needs a width divisible by 4, not {width}")
         patches = (image_size // patch_size) ** 2
         tokens = patches + (pool == "cls")
         patch = (patch_size, patch_size)

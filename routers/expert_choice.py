@@ -1,5 +1,7 @@
 """Routers in which each expert chooses its tokens: hard top-k and the relaxed one of the paper."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -26,8 +28,8 @@ class ExpertChoice(Router):
         num_experts: int,
         capacity: int,
         *,
-        k: float = 2.0,
-        z: float = 0.0,
+        k: Annotated[float, "(0, 1e5]"] = 2.0,
+        z: Annotated[float, "[0, 1e3]"] = 0.0,
         rngs: nnx.Rngs,
     ):
         super().__init__(dim, num_experts, k=k, rngs=rngs)
@@ -65,10 +67,10 @@ class SparseExpertChoice(Router):
         num_experts: int,
         capacity: int,
         *,
-        k: float = 2.0,
-        p: float = 2.0,
-        strength: float = 0.5,
-        z: float = 0.0,
+        k: Annotated[float, "(0, 1e5]"] = 2.0,
+        p: Annotated[float, "(1, 100]"] = 2.0,
+        strength: Annotated[float, "[1e-6, 1e6]"] = 0.5,
+        z: Annotated[float, "[0, 1e3]"] = 0.0,
         rngs: nnx.Rngs,
     ):
         super().__init__(dim, num_experts, k=k, rngs=rngs)

@@ -35,7 +35,8 @@ class Router(nnx.Module):
       __init__(dim, num_experts, capacity, *, k, <settings with defaults>, rngs): `capacity` is the
         number C of slots that the layer gives each expert in training, and so the number of tokens
         an expert chooses where experts choose; `k` the number of experts per token (on average,
-        there). The keyword defaults are the configuration's: they are written nowhere else.
+        there). The keyword defaults are the configuration's: they are written nowhere else, nor is
+        a setting's range, the text of its annotation: `p: Annotated[float, "(1, 100]"] = 2.0`.
       __call__(x_GTD, *, mask=None, key=None) -> Routing: `mask` [G, T] is False on padding, which
         gets weight 0 and enters no loss; `key` seeds training noise, None in evaluation. A group's
         routing depends on no other group. Scores are float32.

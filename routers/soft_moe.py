@@ -1,5 +1,7 @@
 """Soft MoE (Puigcerver et al. 2023): every slot reads a mixture of all tokens, none is dropped."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,7 +21,13 @@ class SoftMoE(Router):
     """
 
     def __init__(
-        self, dim: int, num_experts: int, capacity: int, *, k: float = 2.0, rngs: nnx.Rngs
+        self,
+        dim: int,
+        num_experts: int,
+        capacity: int,
+        *,
+        k: Annotated[float, "(0, 1e5]"] = 2.0,
+        rngs: nnx.Rngs,
     ):
         super().__init__(dim, num_experts, k=k, rngs=rngs, slots=capacity)
         self.num_experts = num_experts

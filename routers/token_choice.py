@@ -1,5 +1,7 @@
 """Routers in which each token chooses its experts: hard (softmax top-k) and relaxed."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -31,18 +33,16 @@ class TopK(Router):
         num_experts: int,
         capacity: int,
         *,
-        k: int = 2,
-        noise: float = 1.0,
+        k: Annotated[int, "[1, 1e5]"] = 2,
+        noise: Annotated[float, "0 or [1e-6, 1e3]"] = 1.0,
         batch_priority: bool = False,
-        importance: float = 0.005,
-        load: float = 0.005,
-        balance: float = 0.0,
-        z: float = 0.0,
+        importance: Annotated[float, "[0, 1e3]"] = 0.005,
+        load: Annotated[float, "[0, 1e3]"] = 0.005,
+        balance: Annotated[float, "[0, 1e3]"] = 0.0,
+        z: Annotated[float, "[0, 1e3]"] = 0.0,
         rngs: nnx.Rngs,
     ):
         super().__init__(dim, num_experts, k=k, rngs=rngs)
-        if noise < 0:
-            raise ValueError(f"topk: noise must be 0 or more; got {noise}")
         self.noise = noise / num_experts
         self.batch_priority = batch_priority
         self.importance, self.load, self.balance, self.z = importance, load, balance, z
@@ -90,12 +90,12 @@ class SparseTopK(Router):
         num_experts: int,
         capacity: int,
         *,
-        k: float = 2.0,
-        p: float = 2.0,
-        strength: float = 1.0,
-        importance: float = 0.01,
-        balance: float = 0.0,
-        z: float = 0.0,
+        k: Annotated[float, "(0, 1e5]"] = 2.0,
+        p: Annotated[float, "(1, 100]"] = 2.0,
+        strength: Annotated[float, "[1e-6, 1e6]"] = 1.0,
+        importance: Annotated[float, "[0, 1e3]"] = 0.01,
+        balance: Annotated[float, "[0, 1e3]"] = 0.0,
+        z: Annotated[float, "[0, 1e3]"] = 0.0,
         rngs: nnx.Rngs,
     ):
         super().__init__(dim, num_experts, k=k, rngs=rngs)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -24,10 +24,10 @@ class Augment:
     """
 
     flip: bool = False
-    crop: int = 0
-    resized_crop: tuple[float, ...] = ()
-    cutout: int = 0
-    mixup: float = 0.0
+    crop: Annotated[int, "[0, 1e4]"] = 0
+    resized_crop: Annotated[tuple[float, ...], "(0, 1]"] = ()
+    cutout: Annotated[int, "[0, 1e4]"] = 0
+    mixup: Annotated[float, "0 or [1e-3, 1e3]"] = 0.0
 
     def __post_init__(self):
         if isinstance(self.resized_crop, list):

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from moe.errors import UsageError
-from moe.model import check_names, count_parameters
+from moe.model import count_parameters
 from moe.plan import hlo, links, memory
 from moe.plan.collectives import Collective, expert_weights_moved, find, table
 from moe.plan.compiled import Compiled, compile_step
@@ -61,7 +61,6 @@ def make_plan(config: ConfigDict, topology: Topology) -> Plan:
     Raises:
       UsageError: the config does not fit itself or the topology.
     """
-    check_names(config)
     run = set_up(with_sizes(config), devices=topology.devices)
     tpu = topology.chip.kind == "tpu"
     # For others the CPU's compiler stands in: its code is not run, so none of it need be fast.

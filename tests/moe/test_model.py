@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from moe.errors import UsageError
-from moe.model import build_model, moe_layers
+from moe.model import build_model, check, moe_layers
 from routers import ROUTERS
 from tests.moe.conftest import quick_jit
 
@@ -37,7 +37,9 @@ def test_moe_layers(spec, depth, layers):
     assert moe_layers(spec, depth) == layers
 
 
-@pytest.mark.parametrize("spec", ["last-3", "last-0", "every-9", "4", "-1", "some", "last-x"])
+@pytest.mark.parametrize(
+    "spec", ["last-3", "last-0", "every-9", "4", "-1", "1,1", "some", "last-x"]
+)
 def test_moe_layers_that_do_not_exist(spec):
     with pytest.raises(UsageError, match=r"moe\.layers=.*expected last-N, every-N"):
         moe_layers(spec, 4)
@@ -118,14 +120,14 @@ def test_sizes_by_name(size, tiny):
     ("overrides", "message"),
     [
         ({"router__name": "topp"}, "router.name='topp' is unknown; expected topk,.*did you mean"),
-        ({"router__topk__k": "9"}, "k must be above 0 and at most num_experts=4; got k=9"),
-        ({"moe__capacity_factor": "0"}, "capacity_factor must be above 0; got 0"),
-        ({"model__patch_size": "3"}, "patch_size 3 does not divide image_size 8"),
-        ({"model__num_heads": "3"}, "num_heads 3 does not divide width 16"),
-        ({"model__pool": "max"}, "pool must be 'cls' or 'mean'"),
+        ({"router__topk__k": "9"}, "router.topk.k=9 is above moe.num_experts=4"),
+        ({"moe__capacity_factor": "0"}, r"capacity_factor=0.0: expected a number in \(0, 1e4\]"),
+        ({"model__patch_size": "3"}, "patch_size=3 does not divide the image size 8"),
+        ({"model__num_heads": "3"}, "num_heads=3 does not divide the width 16"),
+        ({"model__pool": "max"}, "pool='max' is unknown; expected cls, mean"),
         ({"model__size": "XL"}, "expected S, B, L, H"),
     ],
 )
 def test_settings_that_do_not_fit(overrides, message, tiny):
     with pytest.raises(UsageError, match=message):
-        build_model(sized(tiny(**overrides)), nnx.Rngs(0))
+        check(sized(tiny(**overrides)))
