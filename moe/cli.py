@@ -60,7 +60,9 @@ def local_path(text: str, name: str = "--workdir") -> pathlib.Path:
     try:
         typed.encode()
         path = pathlib.Path(typed).expanduser()
-        path.exists()
+        path.stat()
+    except FileNotFoundError:
+        pass  # a place that will be made
     except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, no such user, ...
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
