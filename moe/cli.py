@@ -18,8 +18,7 @@ from moe.model import check
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Calls `main` with the arguments and exits: 2 with one line on a `UsageError`."""
-    for name in ("absl", "asyncio"):  # Orbax narrates what it does; its errors are raised, too
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of options that we mean
     try:
         sys.exit(main(sys.argv[1:]))
     except UsageError as error:
