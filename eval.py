@@ -8,7 +8,7 @@ Overrides may change the data (--config.data.name, .data_dir) and the evaluation
 
 import argparse
 
-from moe import cli, distributed
+from moe import cli, cluster, distributed
 
 
 def main(argv) -> None:
@@ -18,7 +18,7 @@ def main(argv) -> None:
     parser.add_argument("--workdir", required=True, help="the directory of a run")
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     parser.add_argument("--split", help="of the data set; default: config.data.eval_split")
-    distributed.add_flags(parser)
+    cluster.add_flags(parser)
     flags, overrides = cli.parse(parser, argv)
     workdir = cli.local_path(flags.workdir)
     with distributed.processes(flags):

@@ -7,7 +7,7 @@ On several hosts, the same command on each; docs/hosts.md.
 
 import argparse
 
-from moe import cli, distributed
+from moe import cli, cluster, distributed
 
 
 def main(argv) -> None:
@@ -16,7 +16,7 @@ def main(argv) -> None:
     )
     parser.add_argument("--config", required=True, help="a file of configs/")
     parser.add_argument("--workdir", required=True, help="the directory of the run")
-    distributed.add_flags(parser)
+    cluster.add_flags(parser)
     flags, overrides = cli.parse(parser, argv)
     workdir = cli.local_path(flags.workdir)
     config = cli.load_config(flags.config, overrides)

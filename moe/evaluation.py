@@ -9,6 +9,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from moe import cli, report
+from moe.agreement import agree
 from moe.checkpoint import Checkpoints
 from moe.data.transforms import fit, to_float
 from moe.distributed import by_first, together
@@ -36,6 +37,7 @@ def evaluate_run(
       UsageError: no run or no readable checkpoint there, or overrides that do not fit it.
     """
     run, source = together(lambda: _prepare(workdir, split, overrides))
+    agree(run.config, source, step=step)
     params, step, damaged = _restore(workdir, run, step)
     for bad in damaged:
         print(f"checkpoint {bad} is damaged; using step {step}")

@@ -1,4 +1,4 @@
-"""How a process of several ends when something goes wrong: one line, a code, and no waiting.
+"""Ends a process of several when something goes wrong: by one line and a code, without waiting.
 
   code  what happened                                       the same command
   2     an error that the user can mend                     after mending it
@@ -14,6 +14,7 @@ aborts the process, and `last_words` has it say why.
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 import time
@@ -25,14 +26,23 @@ LOST_LINE = (
     "error: another process of this run was lost (killed, or its machine or network is gone): "
     "this one stops too; the same command on every host continues from the last checkpoint"
 )
-# What JAX, gloo, NCCL, Orbax and the coordination service say when a peer does not answer.
-SIGNS = ("gloo", "connection", "unavailable", "deadline_exceeded", "heartbeat", "socket closed")
-SIGNS += ("coordination", "barrier", "nccl", "aborted", "distributed runtime")
+# How a runtime error of JAX begins, after its status, where a peer does not answer: a collective of
+# gloo or NCCL whose connection broke, the coordination service that lost a task, any call that was
+# given up waiting. Not gloo's "Received data size doesn't match": all live, and disagree.
+BROKEN = r"closed by peer|reset by peer|broken pipe|time(d )?out|refused|no route|unreachable"
+LOST_PEER = re.compile(
+    r"(\w+: )*(Error dispatching computation: )*(\w+: )*"
+    rf"(Gloo [\w -]+ failed: .*({BROKEN})"
+    r"|NCCL operation .* failed: (remote process exited|unhandled system error)"
+    r"|.*/job:jax_worker/)"
+    r"|(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): ",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @contextlib.contextmanager
 def ends_the_process(own: int, agreed: type[Exception]):
-    """Every end of this block is an end of the process that waits for no dead one.
+    """Makes every end of this block an end of the process that waits for no dead one.
 
     Args:
       own: this process's number.
@@ -64,7 +74,7 @@ def ends_the_process(own: int, agreed: type[Exception]):
 
 
 def describe(error: BaseException, own: int) -> tuple[str, int]:
-    """The line and the exit code for an error that only this process may have."""
+    """Returns the line and the exit code for an error that only this process may have."""
     from moe.errors import UsageError
 
     if isinstance(error, UsageError):
@@ -75,22 +85,25 @@ def describe(error: BaseException, own: int) -> tuple[str, int]:
 
 
 def is_lost_peer(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, is JAX's for a process that does not answer."""
+    """Tells whether an error, or one that it came from, is JAX's for a peer that does not answer.
+
+    Only what JAX's runtime raises counts, by its type; what fails while a program is dispatched
+    comes as a plain ValueError that begins with a status all the same.
+    """
     import jax
 
     while error is not None:
-        text = str(error).lower()
-        # What fails while it is dispatched comes as a ValueError.
-        known = isinstance(error, jax.errors.JaxRuntimeError)
-        known = known or any(sign in text for sign in ("gloo", "nccl", "barrier"))
-        if known and any(sign in text for sign in SIGNS):
+        of_runtime = isinstance(error, jax.errors.JaxRuntimeError) or (
+            type(error) is ValueError and re.match(r"[A-Z_]+: ", str(error))
+        )
+        if of_runtime and LOST_PEER.match(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def _shut_down(jax) -> None:
-    """JAX's end in good order; another's death meanwhile changes nothing about this one's."""
+    """Ends JAX in good order; another's death meanwhile changes nothing about this one's end."""
     sys.stdout.flush()
     with contextlib.suppress(Exception):
         jax.distributed.shutdown()
@@ -105,14 +118,17 @@ def _end(line: str, code: int, linger: float = 0.0) -> None:
 
 
 @contextlib.contextmanager
-def last_words(line: str, code: int, quiet: bool = False):
-    """Inside, an abort of the process prints `line` and exits with `code`.
+def last_words(line: str, code: int, number: int = signal.SIGABRT, quiet: bool = False):
+    """Has an abort of the process print `line` and exit with `code`, inside of the block.
 
     JAX logs a page and aborts where the coordination service is lost; Python's own signal handlers
     would never run, so this one is C's.
 
     Args:
-      quiet: hide what C++ prints meanwhile.
+      line: the last words.
+      code: the exit code.
+      number: the signal that ends the process otherwise.
+      quiet: hides what C++ prints meanwhile.
     """
     libc = ctypes.CDLL(None)
     libc.signal.restype = ctypes.c_void_p
@@ -120,11 +136,11 @@ def last_words(line: str, code: int, quiet: bool = False):
     screen = os.dup(2)
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def speak(number):
+    def speak(_):
         os.write(screen, f"{line}\n".encode())
         os._exit(code)
 
-    old = libc.signal(signal.SIGABRT, ctypes.cast(speak, ctypes.c_void_p))
+    old = libc.signal(number, ctypes.cast(speak, ctypes.c_void_p))
     if quiet:
         sys.stderr.flush()
         hidden = os.open(os.devnull, os.O_WRONLY)
@@ -136,5 +152,5 @@ def last_words(line: str, code: int, quiet: bool = False):
         if quiet:
             sys.stderr.flush()
             os.dup2(screen, 2)
-        libc.signal(signal.SIGABRT, old)
+        libc.signal(number, old)
         os.close(screen)

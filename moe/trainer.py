@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from moe import nonfinite
 from moe import workdir as workdirs
+from moe.agreement import agree
 from moe.checkpoint import BEST_METRIC, Checkpoints
 from moe.distributed import AgreedError, by_first, together
 from moe.evaluate import evaluate, layer_scalars, scalars, training_scalars
@@ -30,6 +31,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
       UsageError: before any file is touched, if the config cannot run or `workdir` holds another.
     """
     run, step_fn, train_source, eval_source = together(lambda: _prepare(config, workdir))
+    agree(run.config, train_source, eval_source)
     like = run.initial_state() | {"totals": _zeros(run, step_fn)()}
     by_first(lambda: workdirs.open_(run.config, workdir))
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)

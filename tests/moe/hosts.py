@@ -1,4 +1,4 @@
-"""Real processes on loopback, each like one host of a pod: a harness for tests."""
+"""Starts real processes on loopback, each like one host of a pod, for tests."""
 
 import os
 import pathlib
@@ -24,19 +24,31 @@ def free_port() -> int:
 
 
 class Hosts:
-    """`count` processes of one script, with one CPU device each; a laptop's run where it is 1."""
+    """Runs `count` processes of one script, with one CPU device each; one starts as on a laptop.
 
-    def __init__(self, count: int, script: str, arguments: list[str], start_timeout: int = 120):
+    `own[i]` are more arguments of process i, `roots[i]` is the checkout that it runs.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        script: str,
+        arguments: list[str],
+        start_timeout: int = 120,
+        own: dict[int, list[str]] | None = None,
+        roots: dict[int, pathlib.Path] | None = None,
+    ):
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
         address, self.processes = f"127.0.0.1:{free_port()}", []
-        for own in range(count):
-            flags = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={own}"]
+        for i in range(count):
+            flags = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={i}"]
             flags += [f"--heartbeat_timeout={HEARTBEAT}", f"--start_timeout={start_timeout}"]
+            flags += (own or {}).get(i, [])
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, script, *arguments, *(flags if count > 1 else [])],
-                    cwd=ROOT,
+                    cwd=(roots or {}).get(i, ROOT),
                     env=environment,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
@@ -45,7 +57,7 @@ class Hosts:
             )
 
     def finish(self, timeout: float = 240) -> tuple[list[int], list[str]]:
-        """Exit codes and screens; kills what is left after `timeout` and fails."""
+        """Returns exit codes and screens; kills what is left after `timeout` and fails."""
         end = time.monotonic() + timeout
         try:
             screens = [
@@ -58,7 +70,7 @@ class Hosts:
         return [process.returncode for process in self.processes], screens
 
     def wait_for(self, workdir: pathlib.Path, step: int) -> None:
-        """Until the log has reached `step`, or a process has ended."""
+        """Waits until the log has reached `step`, or a process has ended."""
         while all(process.poll() is None for process in self.processes):
             rows = read(workdir / "metrics.jsonl")
             if rows and rows[-1]["step"] >= step:
@@ -66,14 +78,13 @@ class Hosts:
             time.sleep(0.01)
 
 
-def train(count: int, workdir: pathlib.Path, data_dir, **settings: str) -> Hosts:
-    """train.py of the tiny config; settings with __ for dots."""
-    own = {key.replace("__", "."): value for key, value in settings.items()}
-    keys = TINY | {"data.data_dir": str(data_dir)} | own
-    overrides = [f"--config.{key}={value}" for key, value in keys.items()]
-    return Hosts(
-        count, "train.py", ["--config=configs/digits.py", f"--workdir={workdir}", *overrides]
-    )
+def train(count: int, workdir: pathlib.Path, data_dir, own=None, roots=None, **settings) -> Hosts:
+    """Starts train.py of the tiny config; settings with __ for dots."""
+    changed = {key.replace("__", "."): value for key, value in settings.items()}
+    keys = TINY | {"data.data_dir": str(data_dir)} | changed
+    arguments = [f"--config.{key}={value}" for key, value in keys.items()]
+    arguments = ["--config=configs/digits.py", f"--workdir={workdir}", *arguments]
+    return Hosts(count, "train.py", arguments, own=own, roots=roots)
 
 
 def succeed(hosts: Hosts) -> list[str]:
@@ -83,9 +94,9 @@ def succeed(hosts: Hosts) -> list[str]:
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:
-    """The records of a run, all but the times."""
-    found = read(workdir / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if "per_second" not in k} for row in found]
+    """Returns the records of a run, all but the times."""
+    records = read(workdir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if "per_second" not in k} for row in records]
 
 
 def losses(workdir: pathlib.Path) -> np.ndarray:
@@ -93,12 +104,12 @@ def losses(workdir: pathlib.Path) -> np.ndarray:
 
 
 def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-    """All arrays of a checkpoint, whole, whoever wrote them."""
-    found = {}
+    """Returns all arrays of a checkpoint, whole, whoever wrote them."""
+    whole = {}
     for item in ("params", "ema", "training"):
         directory = (workdir / "checkpoints" / str(step) / item).absolute()
         if directory.exists():
             handler = ocp.StandardCheckpointHandler()
             like = {n: np.empty(m.shape, m.dtype) for n, m in handler.metadata(directory).items()}
-            found |= handler.restore(directory, args=ocp.args.StandardRestore(like))
-    return found
+            whole |= handler.restore(directory, args=ocp.args.StandardRestore(like))
+    return whole

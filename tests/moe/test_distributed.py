@@ -1,12 +1,15 @@
-"""How a process finds the others: from flags and the environment, without starting anything."""
+"""Tests how a process finds the others and recognises their loss, without starting anything."""
 
 import argparse
+import socket
 
+import jax
 import pytest
 
-from moe.distributed import Start, add_flags, detect
+from moe.cluster import Start, add_flags, detect, listening_address
 from moe.errors import UsageError
 from moe.faults import is_lost_peer
+from tests.moe.hosts import free_port
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "4"}
 SLURM |= {"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
@@ -62,8 +65,8 @@ def test_from_the_environment(environ, tpu, expected):
     ],
 )
 def test_from_flags(argv, environ, expected):
-    found = detect(flags(*argv), environ, tpu=False)
-    assert (found and found[:3]) == expected
+    start = detect(flags(*argv), environ, tpu=False)
+    assert (start and start[:3]) == expected
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,12 @@ def test_from_flags(argv, environ, expected):
         (("--coordinator=h:x", "--num_processes=2", "--process_id=0"), "not of the form HOST:PORT"),
         (("--coordinator=h:1", "--num_processes=2", "--process_id=2"), "must be from 0 to"),
         (("--coordinator=h:1", "--num_processes=0", "--process_id=0"), "must be from 0 to"),
+        (
+            ("--coordinator=h:\uff14\uff12", "--num_processes=2", "--process_id=0"),
+            "not of the form",
+        ),
+        (("--start_timeout=0",), "--start_timeout=0 must be 1 to 604800 seconds"),
+        (("--heartbeat_timeout=99999999999",), "--heartbeat_timeout=99999999999 must be 1 to"),
     ],
 )
 def test_flags_that_cannot_be(argv, message):
@@ -88,9 +97,75 @@ def test_an_mpi_that_does_not_tell():
         detect(flags(), MPI, tpu=False)
 
 
-def test_what_a_lost_process_looks_like():
-    gloo = "UNKNOWN: Gloo AllGather failed: [pair.cc:538] Read error: Connection reset by peer"
-    wrapped = RuntimeError("restoring")
-    wrapped.__cause__ = ValueError(gloo)  # so dispatch raises it
-    assert is_lost_peer(ValueError(gloo)) and is_lost_peer(wrapped)
-    assert not is_lost_peer(ValueError("connection of shapes (2,) and (3,)"))
+def test_a_number_is_listened_to_as_it_is_given_and_a_name_on_every_interface():
+    port = free_port()
+    for given in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::]:{port}"):
+        assert listening_address(given) == given
+    assert listening_address(f"{socket.gethostname()}:{port}") == f"[::]:{port}"
+
+
+def test_an_address_that_cannot_be_listened_to():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for host in ("127.0.0.1", "a-name"):
+            with pytest.raises(UsageError, match=f"port {port} of this machine is in use"):
+                listening_address(f"{host}:{port}")
+    with pytest.raises(
+        UsageError, match=r"cannot listen at 192\.0\.2\.1:.* an address of its machi"
+    ):
+        listening_address(f"192.0.2.1:{port}")
+
+
+def test_the_environment_says_where_to_listen(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", f"0.0.0.0:{(port := free_port())}")
+    assert listening_address("192.0.2.1:1") == f"0.0.0.0:{port}"
+
+
+GLOO = "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:547] "
+CLOSED = GLOO + "Connection closed by peer [127.0.0.1]:1"
+Fault = jax.errors.JaxRuntimeError
+
+
+def caused(cause, error):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(CLOSED),  # so dispatch raises it
+        Fault(CLOSED),
+        Fault(f"INTERNAL: Error dispatching computation: {CLOSED}"),
+        Fault(GLOO + "Read timeout [::1]:38624"),
+        Fault("INTERNAL: NCCL operation ncclAllReduce(a, b) failed: remote process exited"),
+        Fault("DEADLINE_EXCEEDED: Barrier timed out. Id: save_start::0"),
+        Fault("UNAVAILABLE: failed to connect to all addresses"),
+        Fault("INTERNAL: /job:jax_worker/replica:0/task:1 heartbeat timeout"),
+        caused(Fault("ABORTED: another task died"), TimeoutError("waiting for a barrier")),
+    ],
+)
+def test_what_a_lost_process_looks_like(error):
+    assert is_lost_peer(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError("/data/barrier_reef: UNAVAILABLE: not found"),
+        ConnectionResetError("Connection reset by peer"),  # of a file system
+        NotImplementedError("Differentiation rule for 'optimization_barrier' not implemented"),
+        ValueError("connection of shapes (2,) and (3,)"),
+        ValueError("no file gloo/nccl.py: connection closed by peer, heartbeat, barrier"),
+        ValueError("INVALID_ARGUMENT: operand of optimization_barrier: UNAVAILABLE"),
+        ValueError("config.nccl: UNAVAILABLE: aborted"),
+        RuntimeError(CLOSED),  # whoever says so, it is not JAX
+        Fault("INTERNAL: cannot open /data/gloo/barrier.npz: Connection timed out"),
+        Fault("RESOURCE_EXHAUSTED: out of memory in NCCL operation, barrier, connection"),
+        Fault("INTERNAL: NCCL operation ncclInit() failed: unhandled cuda error"),
+        Fault(GLOO + "Received data size doesn't match expected size."),
+        caused(KeyError("gloo"), ValueError("barrier: Gloo connection closed by peer")),
+    ],
+)
+def test_what_a_lost_process_does_not_look_like(error):
+    assert not is_lost_peer(error)

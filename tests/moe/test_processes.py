@@ -2,7 +2,9 @@
 
 import json
 import random
+import shutil
 import signal
+import socket
 import time
 
 import numpy as np
@@ -83,6 +85,70 @@ def test_an_error_of_all_is_said_once(data_dir, tmp_path):
     assert codes == [2, 2], "\n".join(screens)
     assert "error: " in screens[0] and "'topp' is unknown" in screens[0]
     assert "error" not in screens[1] and not (tmp_path / "run").exists()
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_steps", "7"),
+        pytest.param("checkpoint.every", "5", marks=SLOW),
+        pytest.param("optimizer.learning_rate", "0.5", marks=SLOW),
+        pytest.param("batch_size", "32", marks=SLOW),
+        pytest.param("seed", "1", marks=SLOW),
+        pytest.param("model.width", "32", marks=SLOW),
+        pytest.param("data.eval_split", "train[:50%]", marks=SLOW),
+    ],
+)
+def test_a_process_with_another_setting_is_named(key, value, data_dir, tmp_path):
+    own = {1: [f"--config.{key}={value}"]}
+    codes, screens = hosts.train(2, tmp_path / "run", data_dir, own=own, **FEW).finish()
+    assert codes == [2, 2], "\n".join(screens)
+    assert f"config.{key} is " in (line := errors(screens[0]))
+    assert value in line.partition(" and not ")[0] and "process 1 was told" in line
+    assert not errors(screens[1]) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_process_with_other_code_is_named(data_dir, tmp_path):
+    root = tmp_path / "checkout"
+    shutil.copytree(hosts.ROOT, root, ignore=shutil.ignore_patterns(".*", "runs", "docs", "tests"))
+    with (root / "moe" / "step.py").open("a") as file:
+        file.write("# another version\n")
+    codes, screens = hosts.train(2, tmp_path / "run", data_dir, roots={1: root}, **FEW).finish()
+    assert codes == [2, 2], "\n".join(screens)
+    assert "process 1 was told" in (line := errors(screens[0])) and "the program's source" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_evaluations_of_different_steps_are_named(finished_run, tmp_path):
+    workdir = shutil.copytree(finished_run, tmp_path / "run")
+    arguments = [f"--workdir={workdir}"]
+    codes, screens = hosts.Hosts(2, "eval.py", arguments, own={1: ["--step=4"]}).finish()
+    assert codes == [2, 2], "\n".join(screens)
+    assert "step is 4 and not None" in errors(screens[0])
+
+
+def errors(screen: str) -> str:
+    """Returns the line of error on a screen, or ""; nothing stands there but what must."""
+    expected = ("[Gloo]", "preparing the data set")
+    lines = [line for line in screen.splitlines() if not line.startswith(expected)]
+    assert len(lines) <= 1 and all(line.startswith("error: ") for line in lines), screen
+    return "".join(lines)
+
+
+def test_a_port_that_is_in_use_is_an_error_of_one_line(tmp_path):
+    arguments = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        own = [f"--coordinator=127.0.0.1:{port}"]
+        pair = hosts.Hosts(2, "train.py", arguments, own={0: own})
+        pair.processes[1].kill()
+        codes, screens = pair.finish(60)
+    assert codes[0] == 2 and f"port {port} of this machine is in use" in errors(screens[0])
 
 
 def test_nobody_comes(data_dir, tmp_path):
