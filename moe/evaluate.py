@@ -1,4 +1,4 @@
-"""What an evaluation measures, from the sums that `moe.step` collects."""
+"""Measures a model: what an evaluation says, from the sums that `moe.step` collects."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -7,12 +7,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from moe.distributed import AgreedError
+
 DEAD = 0.01  # an expert with less than this part of its fair share is dead
 
 
 def evaluate(eval_step: Callable, params: Any, batches: Iterable, put: Callable) -> dict[str, Any]:
-    """Sums of `eval_step` over all batches (numpy), with "seconds" and "timed_examples" after the
-    first batch, which may have compiled; `put` places a batch on the devices."""
+    """Adds up `eval_step` over all batches (numpy), with "seconds" and "timed_examples" after the
+    first batch, which may have compiled; `put` places a batch on the devices.
+
+    Raises:
+      UsageError: on every process, the model's outputs are not finite.
+    """
     total, start, before = None, 0.0, 0.0
     for batch in batches:
         sums = jax.device_get(eval_step(params, put(batch)))
@@ -20,13 +26,18 @@ def evaluate(eval_step: Callable, params: Any, batches: Iterable, put: Callable)
             total, start, before = sums, time.perf_counter(), sums["examples"]
         else:
             total = jax.tree.map(np.add, total, sums)
+    if not np.isfinite(total["loss"]):  # so is the loss of any example with such an output
+        raise AgreedError(
+            f"the loss of the evaluation is {total['loss']}: the parameters, or what they compute, "
+            "are not finite; use an earlier checkpoint, or train again with a smaller learning rate"
+        )
     total["seconds"] = time.perf_counter() - start
     total["timed_examples"] = total["examples"] - before
     return total
 
 
 def scalars(total: dict[str, Any]) -> dict[str, float]:
-    """Accuracy, top-5 accuracy, mean loss and expected calibration error.
+    """Returns accuracy, top-5 accuracy, mean loss and expected calibration error.
 
     Calibration error (Guo et al. 2017): the mean distance between confidence and accuracy
     over equal bins of confidence.
@@ -43,7 +54,7 @@ def scalars(total: dict[str, Any]) -> dict[str, float]:
 
 
 def routing_table(total: dict[str, Any], examples: float) -> dict[int, dict[str, float]]:
-    """For each layer of experts, how evenly it used them and what it dropped.
+    """Returns, for each layer of experts, how evenly it used them and what it dropped.
 
     load_entropy: entropy of the experts' loads over log E, 1 when all are equal; largest_share: the
     busiest expert's part of all tokens; dead_experts: experts with under 1 % of a fair share;
@@ -63,9 +74,9 @@ def routing_table(total: dict[str, Any], examples: float) -> dict[int, dict[str,
 
 
 def training_scalars(totals: dict[str, Any], batch_size: int) -> dict[str, float]:
-    """The log's row from the sums of some training steps (numpy); of skipped ones their count.
+    """Returns the log's row from the sums of some training steps (numpy).
 
-    A row of skipped steps alone has nothing else.
+    It has the count of the skipped steps; where all were skipped it has nothing else.
     """
     examples = float(totals["steps"]) * batch_size
     skipped = {"train/skipped": float(totals["skipped"])}
@@ -82,6 +93,6 @@ def training_scalars(totals: dict[str, Any], batch_size: int) -> dict[str, float
 
 
 def layer_scalars(totals: dict[str, Any], examples: float, phase: str) -> dict[str, float]:
-    """`routing_table` as scalars with names."""
+    """Returns `routing_table` as scalars with names."""
     table = routing_table(totals, examples)
     return {f"{phase}/layer_{i}/{k}": v for i, row in table.items() for k, v in row.items()}

@@ -148,6 +148,9 @@ def make_eval_step(config: ConfigDict, graphdef) -> Callable[[Any, dict], dict]:
         label, logits = batch["label"], out.logits
         correct = (logits.argmax(-1) == label) * mask
         own = jnp.take_along_axis(logits, label[:, None], 1)
+        # Ties go to the lower class, as argmax has it.
+        earlier = jnp.arange(logits.shape[-1]) < label[:, None]
+        ahead = (logits > own) | ((logits == own) & earlier)
         probs = jax.nn.softmax(logits).max(-1)
         bins = jnp.clip((probs * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
         in_bin = jax.nn.one_hot(bins, CALIBRATION_BINS) * mask[:, None]
@@ -155,7 +158,7 @@ def make_eval_step(config: ConfigDict, graphdef) -> Callable[[Any, dict], dict]:
             "examples": mask.sum(),
             "loss": (example_losses(config, logits, batch) * mask).sum(),
             "correct": correct.sum(),
-            "top5": (((logits > own).sum(-1) < 5) * mask).sum(),
+            "top5": ((ahead.sum(-1) < 5) * mask).sum(),
             "bin_confidence": probs @ in_bin,
             "bin_correct": correct @ in_bin,
         } | traffic(out, mask.sum())
