@@ -1,16 +1,21 @@
 """Evaluates a checkpoint of a run from the run's own saved config: the work behind eval.py."""
 
+import math
 import pathlib
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from moe import cli, report
+from moe import cli, outputs, report
+from moe import config as configs
+from moe import mesh as meshes
 from moe.agreement import agree
 from moe.checkpoint import Checkpoints
+from moe.data.source import ImageSource
 from moe.data.transforms import fit, to_float
 from moe.distributed import by_first, together
 from moe.errors import UsageError
@@ -18,29 +23,48 @@ from moe.evaluate import evaluate, routing_table, scalars
 from moe.model import build_model
 from moe.run import Run, open_source, set_up
 from moe.workdir import saved_config
+from routers import ROUTERS
 
 PICTURES = 12  # images in the routing picture
+# Overrides that change where an evaluation runs, and those that change what it measures. Any other
+# key belongs to the function that the parameters were trained for, or to training.
+WHERE = ("data.data_dir", "eval.batch_size", *(f"mesh.{axis}" for axis in meshes.AXES))
+WHAT = ("data.name", "data.image_size", "model.dtype", "moe.dispatch", "moe.dropless_bound")
+WHAT += ("moe.dropless_receive", "moe.eval_capacity_factor")
+
+
+class Files(NamedTuple):
+    """Names where an evaluation is written: a plain one has plain names, any other its own."""
+
+    result: pathlib.Path
+    load: pathlib.Path
+    patches: pathlib.Path
 
 
 def evaluate_run(
     workdir: pathlib.Path, *, step: int | None, split: str | None, overrides: dict[str, str]
 ) -> dict[str, Any]:
-    """Evaluates one checkpoint, prints its tables, writes eval.json and pictures into `workdir`.
+    """Evaluates one checkpoint, prints its tables, writes its numbers and pictures into `workdir`.
 
     Args:
       workdir: directory of a run.
       step: of the checkpoint; None for the newest.
       split: of the data set; None for the config's `data.eval_split`.
-      overrides: config keys that change the evaluation, not the model.
+      overrides: config keys of `WHERE` and `WHAT`.
 
     Raises:
-      UsageError: no run or no readable checkpoint there, or overrides that do not fit it.
+      UsageError: no run or no readable checkpoint there, overrides that do not fit it, or a place
+        that cannot be written to.
     """
     run, source = together(lambda: _prepare(workdir, split, overrides))
     agree(run.config, source, step=step)
+    newest = step is None
     params, step, damaged = _restore(workdir, run, step)
     for bad in damaged:
         print(f"checkpoint {bad} is damaged; using step {step}")
+    plain = newest and source.split == run.config.data.eval_split
+    files = name_files(workdir, "" if plain else f"-{source.split}-{step}", overrides)
+    together(lambda: [outputs.check(file) for file in files])
 
     total = evaluate(run.eval_step(), params, run.eval_batches(source), run.put)
     values = scalars(total)
@@ -48,7 +72,8 @@ def evaluate_run(
         values["examples_per_second"] = float(total["timed_examples"] / total["seconds"])
     layers = routing_table(total, total["examples"])
     examples = int(total["examples"])
-    title = f"{workdir}, step {step}: {source.name} {source.split}, {examples} examples"
+    changes = "".join(f", {key}={value}" for key, value in overrides.items())
+    title = f"{workdir}, step {step}: {source.name} {source.split}, {examples} examples{changes}"
     report.print_tables(title, values, layers)
     result = {
         "step": step,
@@ -59,37 +84,79 @@ def evaluate_run(
         **values,
         "layers": layers,
     }
-    by_first(lambda: report.write_json(workdir / "eval.json", result))
-    print(f"wrote {workdir / 'eval.json'}")
+    by_first(lambda: outputs.write_json(files.result, result))
+    print(f"wrote {files.result}")
     if layers and jax.process_count() > 1:
         print("pictures are drawn by one process: run eval.py on one host alone for them")
     elif layers:
-        _draw(workdir / "pictures", run, params, source, total)
+        _draw(files, run, params, source, total)
     return result
 
 
+def name_files(workdir: pathlib.Path, suffix: str, overrides: dict[str, str]) -> Files:
+    """Returns the files of an evaluation: eval.json, or eval-SPLIT-STEP-KEY=VALUE.json."""
+    suffix += "".join(f"-{key}={overrides[key]}" for key in WHAT if key in overrides)
+    suffix = re.sub(r"[^\w.=%+-]", "_", suffix)
+    pictures = workdir / f"pictures{suffix}"
+    return Files(workdir / f"eval{suffix}.json", pictures / "load.png", pictures / "patches.png")
+
+
 def _prepare(workdir: pathlib.Path, split: str | None, overrides: dict[str, str]):
-    """The run as it will be evaluated, and its data; nothing is read of the checkpoint."""
+    """Returns the run as it will be evaluated, and its data; reads nothing of the checkpoint."""
     saved = saved_config(workdir)
     if saved is None:
         raise UsageError(f"{workdir} holds no run (no config.json); train one with train.py")
-    config = _override(saved, overrides)
+    if saved.router.name not in ROUTERS:
+        raise UsageError(
+            f"{workdir} was trained with the router {saved.router.name!r}, which is unknown here; "
+            "if a config file registers it, name that file: eval.py --config=FILE"
+        )
+    config = override(saved, overrides)
     source = open_source(config, split or config.data.eval_split)
     run = set_up(config, source)
     _check_fit(saved, run)
     return run, source
 
 
-def _override(saved: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
-    """The saved config with overrides; another data set brings its own sizes."""
+def override(saved: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
+    """Returns the saved config for the devices at hand, with overrides.
+
+    Another data set brings its own sizes. The mesh is the run's where it fits the devices, else
+    one like it; if any of its axes is asked for, the others have their defaults.
+
+    Raises:
+      UsageError: an unknown key, or one that evaluation cannot change.
+    """
+    cli.apply(saved.copy_and_resolve_references(), overrides)  # misspelt keys first
+    for key in overrides:
+        if key not in WHERE + WHAT:
+            raise UsageError(
+                f"--config.{key} cannot be changed: evaluation takes the model as it was trained; "
+                f"it may change {', '.join(WHAT + WHERE)} (and the split by --split)"
+            )
     config = saved.copy_and_resolve_references()
+    devices, axes = jax.devices(), [f"mesh.{axis}" for axis in meshes.AXES]
+    if any(axis in overrides for axis in axes):
+        config.mesh.update(configs.default().mesh)
+    else:
+        config.mesh.update(meshes.shrink(saved.mesh, devices))
+    groups = len(devices) * config.moe.group_size  # no fewer than any mesh asks for
+    config.optimizer.accumulate, config.batch_size = 1, groups  # it will train on no batch
+    config.eval.batch_size = _batch_size(saved, groups)
     if "data.name" in overrides:
         config.data.num_classes = 0
     return cli.apply(config, overrides)
 
 
+def _batch_size(saved: ConfigDict, groups: int) -> int:
+    """Returns the saved size, as far as the devices hold it: each no more than in training."""
+    fixed = math.prod(max(saved.mesh[axis], 1) for axis in meshes.EXAMPLES)
+    most = saved.eval.batch_size * len(jax.devices()) / fixed
+    return math.ceil(min(saved.eval.batch_size, most) / groups) * groups
+
+
 def _restore(workdir: pathlib.Path, run: Run, step: int | None):
-    """The parameters that evaluation uses (the average, if the run keeps one), and their step."""
+    """Reads what evaluation uses, the parameters' average where the run keeps one, and its step."""
     key = "ema" if run.config.optimizer.ema_decay else "params"
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     state, step, damaged = checkpoints.restore_newest({key: run.params}, step)
@@ -97,23 +164,23 @@ def _restore(workdir: pathlib.Path, run: Run, step: int | None):
 
 
 def _check_fit(saved: ConfigDict, run: Run) -> None:
-    """Overrides may change the data and the capacity, but no parameter's shape."""
+    """Raises UsageError where another data set or image size changes a parameter's shape."""
     model = nnx.eval_shape(lambda: build_model(saved, nnx.Rngs(0)))
-    theirs = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    shapes = [
+    trained = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    theirs, ours = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
-        for tree in (theirs, run.params)
-    ]
-    wrong = [name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)]
+        for tree in (trained, run.params)
+    )
+    wrong = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
     if wrong:
-        there, here = (s.get(wrong[0], "absent") for s in shapes)
+        before, now = (shapes.get(wrong[0], "absent") for shapes in (theirs, ours))
         raise UsageError(
-            f"the overrides do not fit the checkpoint: {wrong[0]} is {there} there and {here} here"
+            f"the overrides do not fit the checkpoint: {wrong[0]} is {before} there and {now} here"
         )
 
 
-def _draw(directory: pathlib.Path, run: Run, params, source, total) -> None:
-    """The load of each expert, and the first test image of each class with its patches' experts."""
+def _draw(files: Files, run: Run, params, source: ImageSource, total) -> None:
+    """Draws each expert's load, and the first image of each class with its patches' experts."""
     labels = np.array([source[i]["label"] for i in range(min(len(source), 1000))])
     first = [int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)][:PICTURES]
     size = run.config.data.image_size
@@ -130,6 +197,6 @@ def _draw(directory: pathlib.Path, run: Run, params, source, total) -> None:
         for i, p in zip(first, predicted, strict=True)
     ]
     has_cls = run.config.model.pool == "cls"
-    report.draw_patches(directory / "patches.png", np.stack(batch), titles, weights, has_cls)
-    report.draw_load(directory / "load.png", {int(i): v for i, v in total["load"].items()})
-    print(f"drew {directory / 'load.png'} and {directory / 'patches.png'}")
+    report.draw_patches(files.patches, np.stack(batch), titles, weights, has_cls)
+    report.draw_load(files.load, {int(i): v for i, v in total["load"].items()})
+    print(f"drew {files.load} and {files.patches}")

@@ -44,7 +44,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = _resolve({axis: sizes[axis] for axis in AXES}, len(devices))
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = _count_slices(devices)
     if shape["data"] % slices:
         raise UsageError(
             f"config.mesh.data={shape['data']} must be a multiple of the {slices} slices: only "
@@ -62,6 +62,28 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     else:
         array = np.array(devices).reshape(tuple(shape.values()))
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def shrink(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> dict[str, int]:
+    """Returns the sizes of a mesh over these devices, like one that was made for others.
+
+    Where the sizes do not multiply to the devices, each axis keeps what divides them and `data`
+    takes the rest; what split an array evenly still does.
+    """
+    sizes = {axis: sizes[axis] for axis in AXES}
+    try:
+        return _resolve(sizes, len(devices))
+    except UsageError:
+        slices = _count_slices(devices)
+    rest, shape = len(devices) // slices, {}
+    for axis in ("expert", "fsdp", "tensor"):
+        shape[axis] = math.gcd(max(sizes[axis], 1), rest)
+        rest //= shape[axis]
+    return {"data": rest * slices} | shape
+
+
+def _count_slices(devices: Sequence[jax.Device]) -> int:
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def _resolve(sizes: dict[str, int], count: int) -> dict[str, int]:

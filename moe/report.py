@@ -1,6 +1,5 @@
-"""An evaluation for people: a table on the screen, eval.json, and pictures of the routing."""
+"""Shows an evaluation to people: a table on the screen, and pictures of the routing."""
 
-import json
 import pathlib
 
 import matplotlib
@@ -12,11 +11,13 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+from moe import outputs
+
 PERCENT = {"accuracy", "top5_accuracy", "calibration_error", "largest_share", "drop_rate"}
 
 
 def print_tables(title: str, values: dict[str, float], layers: dict[int, dict[str, float]]) -> None:
-    """The scalars of an evaluation, and a row of routing for each layer of experts."""
+    """Prints the scalars of an evaluation, and a row of routing for each layer of experts."""
     console = Console(highlight=False)
     print(title)
     table = Table("", "", show_header=False)
@@ -31,12 +32,8 @@ def print_tables(title: str, values: dict[str, float], layers: dict[int, dict[st
         console.print(table)
 
 
-def write_json(path: pathlib.Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
 def draw_load(path: pathlib.Path, load: dict[int, np.ndarray]) -> None:
-    """Each expert's share of its layer's tokens, in units of the fair share 1/E."""
+    """Draws each expert's share of its layer's tokens, in units of the fair share 1/E."""
     grid = np.stack([np.asarray(v) / np.sum(v) * len(v) for v in load.values()])
     figure, axis = plt.subplots(figsize=(1.5 + 0.55 * grid.shape[1], 1.2 + 0.55 * grid.shape[0]))
     image = axis.imshow(grid, cmap="RdBu_r", vmin=0, vmax=2)
@@ -58,7 +55,7 @@ def draw_patches(
     weights: dict[int, np.ndarray],
     has_cls: bool,
 ) -> None:
-    """Test images, and below each, for every layer, its patches in the colour of their expert.
+    """Draws test images, and below each, for every layer, its patches in their expert's colour.
 
     Args:
       images: float [N, S, S, channels] in [-1, 1].
@@ -94,8 +91,7 @@ def draw_patches(
 
 
 def _save(figure, path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    outputs.write(path, lambda fresh: figure.savefig(fresh, dpi=130, bbox_inches="tight"))
     plt.close(figure)
 
 

@@ -3,14 +3,19 @@
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from moe import outputs
 from moe.errors import UsageError
-from moe.evaluate import routing_table, scalars
+from moe.evaluate import evaluate, routing_table, scalars
 from moe.evaluation import evaluate_run
 from moe.records import read
+from moe.step import make_eval_step
 from moe.trainer import train
+from moe.vit import Output
 
 
 def evaluated(workdir, **arguments):
@@ -41,12 +46,58 @@ def test_repeats_the_numbers_of_training(run_copy, capsys):
         assert (run_copy / "pictures" / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_overrides(run_copy):
-    at_once = evaluated(run_copy, overrides={"moe.eval_capacity_factor": "0.25"})
+def test_every_evaluation_but_the_plain_one_has_its_own_files(run_copy, capsys):
+    evaluated(run_copy)
+    plain = (run_copy / "eval.json").read_bytes()
+    small = evaluated(run_copy, overrides={"moe.eval_capacity_factor": "0.25"})
     ample = evaluated(run_copy, overrides={"moe.eval_capacity_factor": "4"})
-    assert at_once["layers"][1]["drop_rate"] > 0.2 > ample["layers"][1]["drop_rate"]
+    assert small["layers"][1]["drop_rate"] > 0.2 > ample["layers"][1]["drop_rate"]
+    assert "test, 359 examples, moe.eval_capacity_factor=0.25\n" in capsys.readouterr().out
     early = evaluated(run_copy, step=16, split="train[:100]")
     assert early["examples"] == 100 and early["step"] == 16
+    expected = {
+        "": None,
+        "-moe.eval_capacity_factor=0.25": small,
+        "-moe.eval_capacity_factor=4": ample,
+        "-train__100_-16": early,
+    }
+    assert {file.name for file in run_copy.glob("eval*")} == {f"eval{x}.json" for x in expected}
+    assert {file.name for file in run_copy.glob("pict*")} == {f"pictures{x}" for x in expected}
+    assert (run_copy / "eval.json").read_bytes() == plain
+    for suffix, result in list(expected.items())[1:]:
+        assert json.loads((run_copy / f"eval{suffix}.json").read_text())["loss"] == result["loss"]
+
+
+@pytest.mark.parametrize("name", ["eval.json", "pictures/load.png", "pictures"])
+def test_what_is_in_the_way_is_told_before_the_work(name, run_copy, monkeypatch):
+    monkeypatch.setattr("moe.evaluation.evaluate", None)  # not reached
+    if name == "pictures":
+        (run_copy / name).write_text("no directory")
+    else:
+        (run_copy / name).mkdir(parents=True)
+    with pytest.raises(UsageError, match=rf"cannot write .*{name.split('/')[0]}.* move it away"):
+        evaluated(run_copy)
+
+
+def test_a_full_disk_is_told_before_the_work(run_copy, monkeypatch):
+    usage = shutil.disk_usage(run_copy)
+    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr("moe.evaluation.evaluate", None)
+    with pytest.raises(UsageError, match=r"cannot write .*eval.json: the disk of .* is full"):
+        evaluated(run_copy)
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
+    file = tmp_path / "eval.json"
+    outputs.write_json(file, {"a": 1})
+
+    def fail(fresh):
+        fresh.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UsageError, match=r"cannot write .*eval.json: No space left on device"):
+        outputs.write(file, fail)
+    assert json.loads(file.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [file]
 
 
 def damage(checkpoint):
@@ -80,6 +131,38 @@ def test_a_finished_run_stays_finished(run_copy, tiny):
     results = train(tiny(), run_copy)
     assert read(run_copy / "metrics.jsonl") == before
     assert results["eval/accuracy"] == before[-1]["eval/accuracy"]
+
+
+class Constant(nnx.Module):
+    """Answers every image with the same logits."""
+
+    def __init__(self, logits):
+        self.logits = nnx.Param(jnp.asarray(logits, jnp.float32))
+
+    def __call__(self, images, mask):
+        return Output(jnp.tile(self.logits.get_value(), (len(images), 1)), jnp.zeros(()), {})
+
+
+def sums_of(logits, tiny):
+    """The evaluation of twelve images, of which ten count: one of each class."""
+    graphdef, params = nnx.split(Constant(logits))
+    batch = {"image": jnp.zeros((12, 8, 8, 1)), "label": jnp.arange(12) % 10}
+    batch["mask"] = (jnp.arange(12) < 10).astype(jnp.float32)
+    return evaluate(make_eval_step(tiny(), graphdef), params, [batch], lambda batch: batch)
+
+
+def test_ties_are_broken_by_position(tiny):
+    values = scalars(sums_of(np.zeros(10), tiny))
+    assert values["accuracy"] == pytest.approx(0.1) and values["top5_accuracy"] == 0.5
+    # Classes 9, 8 and 7 lead, and of the seven that follow in a tie the first two count.
+    total = sums_of([0, 0, 0, 0, 0, 0, 0, 1, 2, 3], tiny)
+    assert total["correct"] == 1 and total["top5"] == 5
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_are_an_error(wrong, tiny):
+    with pytest.raises(UsageError, match=r"the loss of the evaluation is .* not finite"):
+        sums_of([wrong] + [0] * 9, tiny)
 
 
 def strip(rows):
