@@ -7,7 +7,6 @@ Each run lives in DIR/ROUTER/SEED and can be evaluated by itself; the same comma
 """
 
 import argparse
-import pathlib
 
 from moe import cli
 
@@ -21,10 +20,11 @@ def main(argv) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 .. SEEDS-1")
     parser.add_argument("--out", required=True, help="the directory of the comparison")
     flags, overrides = cli.parse(parser, argv)
+    out = cli.local_path(flags.out)
     from moe.comparison import compare  # late: a misspelt flag should not wait for JAX
 
     names = None if flags.routers == "all" else flags.routers.split(",")
-    compare(flags.config, names, flags.seeds, pathlib.Path(flags.out), overrides)
+    compare(flags.config, names, flags.seeds, out, overrides)
 
 
 if __name__ == "__main__":

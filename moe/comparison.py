@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import pathlib
 import statistics
 
@@ -10,21 +11,30 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from moe import cli
+from moe import cli, outputs
+from moe import workdir as workdirs
 from moe.errors import UsageError
 from moe.records import read
+from moe.run import open_source, set_up
 from moe.trainer import train
 from routers import ROUTERS
 
 DENSE = "dense"  # the baseline: an MLP of the experts' FLOPs in place of each layer of experts
+# Keys that the rows and seeds set, and what to type instead.
+CHOSEN = {
+    "router.name": "--routers=NAME,NAME",
+    "moe.dense": "--routers=dense",
+    "seed": "--seeds=N for the seeds 0 to N-1",
+}
 
 
 @dataclasses.dataclass
 class Row:
-    """Results of one router: test accuracies, and the seconds of its median training step."""
+    """Holds one router's results: of each seed the test accuracy and loss; median images/s."""
 
     name: str
     accuracies: list[float]
@@ -37,7 +47,7 @@ class Row:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation over the seeds, 0 for a single one."""
+        """Returns the standard deviation over the seeds, 0 for a single one."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
 
 
@@ -55,26 +65,26 @@ def compare(
       seeds: how many, from 0.
 
     Raises:
-      UsageError: an unknown name, no seed, or a run that cannot start.
+      UsageError: before anything is trained, an unknown or repeated name, no seed, a key that the
+        rows set, a run that cannot start, or a directory that cannot be written to.
     """
-    names = names if names is not None else [*ROUTERS, DENSE]
-    unknown = [name for name in names if name not in ROUTERS and name != DENSE]
-    if unknown:
-        raise UsageError(
-            f"--routers: {unknown[0]!r} is unknown; expected {', '.join(ROUTERS)}, dense"
-        )
+    config = cli.load_config(config_file, overrides)  # first: the file may register routers
+    for key, instead in CHOSEN.items():
+        if key in overrides:
+            raise UsageError(f"--config.{key}: the rows of a comparison set it; use {instead}")
+    names = _checked_names(names)
     if seeds < 1:
         raise UsageError(f"--seeds={seeds} must be 1 or more")
+    configs = {name: _row_configs(config, name, seeds) for name in names}
+    _check(configs, out)
     rows = []
     for name in names:
-        choice = {"moe.dense": "true"} if name == DENSE else {"router.name": name}
         runs = []
-        for seed in range(seeds):
+        for seed, config in enumerate(configs[name]):
             workdir = out / name / str(seed)
-            settings = overrides | choice | {"seed": str(seed)}
-            result = train(cli.load_config(config_file, settings), workdir)
-            runs.append((result, read(workdir / "metrics.jsonl")))
-        speeds = [r["train/images_per_second"] for _, log in runs for r in log if "train/loss" in r]
+            runs.append((train(config, workdir), read(workdir / "metrics.jsonl")))
+        key = "train/images_per_second"
+        speeds = [row[key] for _, log in runs for row in log if key in row]
         rows.append(
             Row(
                 name,
@@ -87,6 +97,40 @@ def compare(
     _print(rows, seeds)
     print(f"wrote {out / 'table.csv'} and {out / 'accuracy.png'}")
     return rows
+
+
+def _checked_names(names: list[str] | None) -> list[str]:
+    """Returns the names of the rows, each known and there once."""
+    if names is None:
+        return [*ROUTERS, DENSE]
+    for name in names:
+        if name not in ROUTERS and name != DENSE:
+            raise UsageError(
+                f"--routers: {name!r} is unknown; expected {', '.join(ROUTERS)}, dense"
+            )
+        if names.count(name) > 1:
+            raise UsageError(f"--routers: {name!r} stands there twice; name each row once")
+    return names
+
+
+def _row_configs(config: ConfigDict, name: str, seeds: int) -> list[ConfigDict]:
+    """Returns the config of each seed of a row."""
+    choice = {"moe.dense": "true"} if name == DENSE else {"router.name": name}
+    return [
+        cli.apply(ConfigDict(config.to_dict()), choice | {"seed": str(seed)})
+        for seed in range(seeds)
+    ]
+
+
+def _check(configs: dict[str, list[ConfigDict]], out: pathlib.Path) -> None:
+    """Raises UsageError if a row could not be trained, or the results not be written."""
+    for file in ("table.csv", "accuracy.png"):
+        outputs.check(out / file)
+    for name, seeds in configs.items():
+        run = set_up(seeds[0], open_source(seeds[0], seeds[0].data.train_split))
+        for seed in range(len(seeds)):
+            filled = ConfigDict(run.config.to_dict() | {"seed": seed})
+            workdirs.check(filled, out / name / str(seed))
 
 
 def _print(rows: list[Row], seeds: int) -> None:
@@ -102,12 +146,16 @@ def _print(rows: list[Row], seeds: int) -> None:
 
 
 def _write(rows: list[Row], out: pathlib.Path) -> None:
-    with (out / "table.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["router", "seed", "accuracy", "loss", "images_per_second"])
-        for row in rows:
-            for seed, (accuracy, loss) in enumerate(zip(row.accuracies, row.losses, strict=True)):
-                writer.writerow([row.name, seed, accuracy, loss, row.images_per_second])
+    lines = [["router", "seed", "accuracy", "loss", "images_per_second"]]
+    for row in rows:
+        for seed, (accuracy, loss) in enumerate(zip(row.accuracies, row.losses, strict=True)):
+            lines.append([row.name, seed, accuracy, loss, row.images_per_second])
+
+    def save(path: pathlib.Path) -> None:
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows(lines)
+
+    outputs.write(out / "table.csv", save)
     figure, axis = plt.subplots(figsize=(6, 0.5 + 0.45 * len(rows)))
     for i, row in enumerate(rows):
         axis.scatter(row.accuracies, [i] * len(row.accuracies), color="tab:blue", alpha=0.5)
@@ -116,5 +164,6 @@ def _write(rows: list[Row], out: pathlib.Path) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("test accuracy: each seed, mean and standard deviation")
     axis.grid(axis="x", alpha=0.3)
-    figure.savefig(out / "accuracy.png", dpi=130, bbox_inches="tight")
+    save = functools.partial(figure.savefig, dpi=130, bbox_inches="tight")
+    outputs.write(out / "accuracy.png", save)
     plt.close(figure)
