@@ -1,11 +1,11 @@
-"""Plan a run on hardware that is not at hand: does it fit, how fast is it, what does it wait for.
+"""Plan a run on hardware that is not at hand: print whether it fits, how fast it is, and why.
 
 python plan.py --config=configs/vmoe_15b.py --topology=v5p:4x4x8 [--sweep] [--json=FILE]
                [--config.KEY=VALUE ...]
 
 Topologies: v4, v5e, v5p, v6e with the shape of a slice (v5e:16x16; 2xv5e:16x16 for two of them),
 a100, h100, h200 with hosts x GPUs (h100:4x8), and cpu:N. TPUs need their compiler, and no TPU:
-pip install 'permoe[plan]'.
+pip install -e '.[plan]' in this checkout.
 """
 
 import argparse
@@ -30,9 +30,10 @@ def main(argv) -> None:
     )
     flags, overrides = cli.parse(parser, argv)
     config = cli.load_config(flags.config, overrides)
+    file = None if flags.json is None else cli.local_path(flags.json)
     from moe.plan.answer import answer  # late: a misspelt key should not wait for JAX
 
-    answer(config, flags.topology, flags.sweep, flags.json)
+    answer(config, flags.topology, flags.sweep, file)
 
 
 if __name__ == "__main__":

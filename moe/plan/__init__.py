@@ -1,4 +1,4 @@
-"""What a training step needs and how long it takes, on hardware that is not at hand.
+"""Tells what a training step needs and how long it takes, on hardware that is not at hand.
 
 chips, topology              the hardware
 compiled                     the program: the run's own step, compiled for that hardware

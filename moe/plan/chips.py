@@ -1,4 +1,4 @@
-"""What each accelerator can do, and where its maker says so.
+"""Lists what each accelerator can do, and where its maker says so.
 
 All rates are per chip and in one direction. The memory is what the compiler grants a program: less
 than the data sheet's, of which the runtime keeps a part (TPU: named by the compiler's own
@@ -14,7 +14,7 @@ _TPU = "https://cloud.google.com/tpu/docs/"
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A kind of chip; None where nothing can be known."""
+    """Describes a kind of chip; None where nothing can be known."""
 
     name: str
     kind: str  # "tpu", "gpu" or "cpu"
@@ -26,12 +26,16 @@ class Chip:
     link: float | None = None  # bytes/s of one link between chips (GPU: of all of NVLink)
     links: int = 0  # links of a chip
     network: float | None = None  # bytes/s to other slices or hosts
-    per_host: int = 1
+    largest: int | None = None  # chips that the links join
     wraps: int = 0  # a side of a slice closes to a ring where this divides it (TPU)
-    largest: int | None = None  # chips of one job without leaving the links (TPU)
+    products: str = ""  # what a float32 product is computed in, at JAX's default precision
 
     def flops(self, dtype: str) -> float | None:
         return self.flops_bfloat16 if dtype == "bfloat16" else self.flops_float32
+
+    def arithmetic(self, dtype: str) -> str:
+        """Returns the arithmetic whose peak `flops` is."""
+        return "bfloat16" if dtype == "bfloat16" else self.products
 
 
 def _tpu(name, hbm_gib, hbm_gb_s, tflops, link_gb_s, links, network_gbit_s, wraps, largest):
@@ -41,16 +45,16 @@ def _tpu(name, hbm_gib, hbm_gb_s, tflops, link_gb_s, links, network_gbit_s, wrap
         name,
         "tpu",
         f"{_TPU}{name}",
-        hbm_gib * 2**30,
-        hbm_gb_s * 1e9,
-        peak,
-        peak,
-        link_gb_s * 1e9,
-        links,
-        network_gbit_s / 8 * 1e9,
-        4,
-        wraps,
-        largest,
+        hbm=hbm_gib * 2**30,
+        hbm_bandwidth=hbm_gb_s * 1e9,
+        flops_bfloat16=peak,
+        flops_float32=peak,
+        link=link_gb_s * 1e9,
+        links=links,
+        network=network_gbit_s / 8 * 1e9,
+        largest=largest,
+        wraps=wraps,
+        products="bfloat16",
     )
 
 
@@ -59,14 +63,15 @@ def _gpu(name, hbm_gb, hbm_gb_s, tflops, tf32, nvlink_gb_s, network_gbit_s, sour
         name,
         "gpu",
         source,
-        0.75 * hbm_gb * 1e9,
-        hbm_gb_s * 1e9,
-        tflops * 1e12,
-        tf32 * 1e12,
-        nvlink_gb_s * 1e9,
-        1,
-        network_gbit_s / 8 * 1e9,
-        8,
+        hbm=0.75 * hbm_gb * 1e9,
+        hbm_bandwidth=hbm_gb_s * 1e9,
+        flops_bfloat16=tflops * 1e12,
+        flops_float32=tf32 * 1e12,
+        link=nvlink_gb_s * 1e9,
+        links=1,
+        network=network_gbit_s / 8 * 1e9,
+        largest=8,
+        products="TF32",
     )
 
 

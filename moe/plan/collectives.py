@@ -1,4 +1,4 @@
-"""The collectives of a compiled program: how many, over which devices, and how many bytes."""
+"""Reads the collectives of a compiled program: how many, over which devices, how many bytes."""
 
 import collections
 import math
@@ -21,7 +21,7 @@ KINDS = (
 
 
 class Collective(NamedTuple):
-    """One instruction of the program.
+    """Describes one instruction of the program that exchanges arrays.
 
     Attributes:
       kind: one of `KINDS`.
@@ -50,7 +50,7 @@ class Collective(NamedTuple):
 def find(
     module: Module, executions: Executions, mesh_shape: dict[str, int], slices: int = 1
 ) -> list[Collective]:
-    """Every collective that moves something, in the order of the text.
+    """Returns every collective that moves something, in the order of the text.
 
     Partition i of the program is device i of the mesh, read row by row; a program for several
     slices numbers those of one slice, and crosses slices by sends to the network's own runtime.
@@ -61,7 +61,7 @@ def find(
     inside = dict(mesh_shape)
     first = next(iter(inside))
     inside[first] //= slices
-    found, in_fusions, channels = [], fused(module), set()
+    collectives, in_fusions, channels = [], fused(module), set()
     for computation, instructions in module.computations.items():
         count = executions.times[computation]
         for instruction in instructions.values() if count else ():
@@ -75,20 +75,20 @@ def find(
                 if computation.startswith("all-reduce-scatter"):
                     kind = "reduce-scatter"
                 members = _members(instruction, math.prod(inside.values()))
-                one = _inside(instruction, kind, members, inside)
+                collective = _inside(instruction, kind, members, inside)
             elif kind == "send" and "megascale" in instruction.attributes:
-                one = _across(instruction, slices, first)
+                collective = _across(instruction, slices, first)
             else:
                 continue
-            if one.sent:
+            if collective.sent:
                 name = instruction.attribute(r'op_name="([^"]*)"') or instruction.name
                 where = source(module, instruction)
-                found.append(one._replace(count=count, name=name, source=where))
-    return found
+                collectives.append(collective._replace(count=count, name=name, source=where))
+    return collectives
 
 
 def _inside(instruction: Instruction, kind: str, members, mesh_shape) -> Collective:
-    """A collective among the chips of a slice."""
+    """Reads a collective among the chips of a slice."""
     result = _results(instruction, kind)
     size = sum(array.bytes for array in result)
     if kind == "collective-permute":
@@ -105,7 +105,7 @@ def _inside(instruction: Instruction, kind: str, members, mesh_shape) -> Collect
 
 
 def _across(instruction: Instruction, slices: int, axis: str) -> Collective:
-    """What a chip hands to the network's runtime, which does the collective between slices."""
+    """Reads what a chip hands to the network's runtime, which does the collective over slices."""
     kind = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"') or "SEND"
     kind = kind.lower().replace("_", "-")
     size = instruction.arrays[0].bytes
@@ -116,7 +116,7 @@ def _across(instruction: Instruction, slices: int, axis: str) -> Collective:
 
 
 def _results(instruction: Instruction, kind: str) -> tuple[Array, ...]:
-    """The arrays that come out: of the first half of an asynchronous pair, without what goes in."""
+    """Returns the arrays that come out, also where an asynchronous pair lists what goes in."""
     arrays = instruction.arrays
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
         contexts = [a for a in arrays if a.dtype in ("u32", "s32") and not a.shape]
@@ -126,7 +126,7 @@ def _results(instruction: Instruction, kind: str) -> tuple[Array, ...]:
 
 
 def _members(instruction: Instruction, partitions: int) -> np.ndarray:
-    """The groups of an instruction as rows of partition numbers, in any of XLA's notations."""
+    """Reads an instruction's groups, in any of XLA's notations, as rows of partition numbers."""
     text = instruction.attributes
     pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
     if pairs:
@@ -148,7 +148,7 @@ def _members(instruction: Instruction, partitions: int) -> np.ndarray:
 
 
 def _mesh_groups(sizes: str, order: str, along: str) -> np.ndarray:
-    """Groups written as axes of a mesh, `'a'=2,'b'=4` along `'b'`, or a part `'b':(2)2` of one."""
+    """Reads groups written as axes of a mesh, `'a'=2,'b'=4` along `'b'`, or a part `'b':(2)2`."""
     names = re.findall(r"'([^']+)'=(\d+)", sizes)
     shape = [int(size) for _, size in names]
     listed = re.findall(r"\d+", order)
@@ -156,9 +156,9 @@ def _mesh_groups(sizes: str, order: str, along: str) -> np.ndarray:
     parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", along)
     split, grouped = [], []
     for name, size in ((name, int(size)) for name, size in names):
-        mine = [(int(b or 1), int(s or size)) for n, b, s in parts if n == name]
+        spans = [(int(b or 1), int(s or size)) for n, b, s in parts if n == name]
         before = 1
-        for start, length in sorted(mine):
+        for start, length in sorted(spans):
             split += [start // before, length]
             grouped.append(len(split) - 1)
             before = start * length
@@ -175,7 +175,7 @@ def _axes(members: np.ndarray, mesh_shape: dict[str, int]) -> tuple[str, ...]:
 
 
 class Row(NamedTuple):
-    """Collectives of one kind along the same axes, in one step; bytes of one chip."""
+    """Sums the collectives of one kind along the same axes, in one step; bytes of one chip."""
 
     kind: str
     axes: tuple[str, ...]
@@ -185,11 +185,11 @@ class Row(NamedTuple):
     sent: float
 
 
-def table(found: list[Collective]) -> list[Row]:
-    """The collectives summed by kind and axes, the most bytes first."""
+def table(collectives: list[Collective]) -> list[Row]:
+    """Sums collectives by kind and axes; the most bytes come first."""
     groups = collections.defaultdict(list)
-    for one in found:
-        groups[one.kind, one.axes, one.network].append(one)
+    for collective in collectives:
+        groups[collective.kind, collective.axes, collective.network].append(collective)
     rows = [
         Row(
             *key,
@@ -203,9 +203,9 @@ def table(found: list[Collective]) -> list[Row]:
 
 
 def expert_weights_moved(
-    found: list[Collective], kernels: set[tuple[int, int, int]], mesh_shape: dict[str, int]
+    collectives: list[Collective], kernels: set[tuple[int, int, int]], mesh_shape: dict[str, int]
 ) -> list[Collective]:
-    """Those that bring weights of experts to a chip where the experts do not live.
+    """Returns those that bring experts' weights to a chip where the experts do not live.
 
     They are known by their shapes: more than a chip's own part of a layer's [E, D, F], of which E
     is split by the mesh axis `expert` and F by `tensor`; or any such part that changes place.
@@ -215,20 +215,22 @@ def expert_weights_moved(
     """
     own, other = set(), set()
     for experts, dim, hidden in kernels:
-        mine = max(1, experts // mesh_shape["expert"])
-        for e in range(mine, experts + 1, mine):
+        local = max(1, experts // mesh_shape["expert"])
+        for e in range(local, experts + 1, local):
             for f in {hidden, hidden // mesh_shape["tensor"]}:
-                is_own = (e, f) == (mine, hidden // mesh_shape["tensor"])
+                is_own = (e, f) == (local, hidden // mesh_shape["tensor"])
                 (own if is_own else other).add(_sides((e, dim, f)))
 
-    def moved(one: Collective) -> bool:
-        wrong = {"all-gather": other, "collective-permute": own | other}.get(one.kind, ())
-        shapes = [s for shape in one.shapes for s in (shape, shape[1:])]  # of all layers, or one
+    def moved(collective: Collective) -> bool:
+        wrong = {"all-gather": other, "collective-permute": own | other}.get(collective.kind, ())
+        shapes = [
+            s for shape in collective.shapes for s in (shape, shape[1:])
+        ]  # of all layers, or one
         return any(_sides(shape) in wrong for shape in shapes)
 
-    return [one for one in found if moved(one)]
+    return [collective for collective in collectives if moved(collective)]
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The sides of an array in whatever order, without those of length 1."""
+    """Returns an array's sides, sorted, without those of length 1."""
     return tuple(sorted(n for n in shape if n > 1))

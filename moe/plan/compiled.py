@@ -1,4 +1,4 @@
-"""The run's own training step, compiled for devices that need not be there."""
+"""Compiles the run's own training step for devices that need not be there."""
 
 import re
 import time
@@ -11,7 +11,7 @@ from moe.run import Run
 
 
 class Compiled(NamedTuple):
-    """A program for one chip, as its compiler gave it; sizes in bytes of one chip.
+    """Holds a program for one chip, as its compiler gave it; sizes in bytes of one chip.
 
     Attributes:
       text: its HLO; "" where the compiler ran out of the chip's memory.
@@ -80,7 +80,7 @@ def compile_step(run: Run, options: dict[str, Any] | None = None) -> Compiled:
 
 
 def out_of_memory(message: str) -> tuple[str, float | None]:
-    """The sentence of a compiler's error that says how much was missing, and the bytes it needs.
+    """Returns the sentence of a compiler's error that says what was missing, and the bytes needed.
 
     The TPU's compiler has two: one on finding that no order of the program fits, an earlier one
     where its buffers alone are too many.
@@ -88,8 +88,8 @@ def out_of_memory(message: str) -> tuple[str, float | None]:
     number = r"([\d.]+)([KMGT]?)"
     late = rf"Used {number} of [\d.]+[KMGT]? hbm[^\n]*"
     early = rf"the total memory required[^\n(]*\({number}\) exceeds available HBM \([\d.]+\w?\)"
-    found = re.search(late, message) or re.search(early, message)
-    if not found:
+    match = re.search(late, message) or re.search(early, message)
+    if not match:
         return message.strip().splitlines()[0], None
-    scale = 1024 ** " KMGT".index(found[2] or " ")
-    return found[0].strip(), float(found[1]) * scale
+    scale = 1024 ** " KMGT".index(match[2] or " ")
+    return match[0].strip(), float(match[1]) * scale

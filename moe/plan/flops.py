@@ -1,4 +1,4 @@
-"""FLOPs of the vision transformer and its experts, by formula; a multiplication and its sum are 2.
+"""Counts the FLOPs of the vision transformer by formula; a multiplication and its sum are 2.
 
 Only matrix products are counted: all else is some hundredths of them.
 """
@@ -12,7 +12,7 @@ from moe.model import model_sizes, moe_layers
 
 
 class Flops(NamedTuple):
-    """Of one image, forward.
+    """Holds the FLOPs of one image, forward.
 
     `experts` are those that the model asks for, K for every token; `slots` what the experts
     compute for it, empty slots included, overflowing tokens not.
@@ -28,12 +28,12 @@ class Flops(NamedTuple):
 
     @property
     def model(self) -> float:
-        """What the model asks for."""
+        """Returns what the model asks for."""
         return self._others + self.experts
 
     @property
     def computed(self) -> float:
-        """What is computed for it."""
+        """Returns what is computed for it."""
         return self._others + self.slots
 
     @property
@@ -41,7 +41,7 @@ class Flops(NamedTuple):
         return self.embed + self.attention + self.mlp + self.router + self.head
 
     def training(self, forward: float) -> float:
-        """Forward and backward: each product twice more, for the gradients of its two factors.
+        """Returns forward and backward: each product twice more, for its factors' gradients.
 
         The images need none, so the embedding has one product less.
         """
@@ -49,7 +49,7 @@ class Flops(NamedTuple):
 
 
 def count_flops(config: ConfigDict) -> Flops:
-    """Of a config whose data section has its sizes filled in.
+    """Counts those of a config whose data section has its sizes filled in.
 
     With T tokens, width D, MLP width F, K of E experts of C slots for a group of G images, per
     block: attention 8 T D^2 + 4 T^2 D, MLP 4 T D F, router 2 T D E, experts 4 D F for each of K T

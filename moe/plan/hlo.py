@@ -12,7 +12,7 @@ _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 
 
 class Array(NamedTuple):
-    """One array of an instruction's result; `space` 0 is the main memory, 1 is on the chip."""
+    """Describes one array of a result; `space` 0 is the main memory, 1 is on the chip."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -25,7 +25,7 @@ class Array(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One line of a computation. `arrays`: its results, a tuple's leaves in order."""
+    """Describes one line of a computation; `arrays` are its results, a tuple's leaves in order."""
 
     name: str
     opcode: str
@@ -38,13 +38,13 @@ class Instruction(NamedTuple):
         return sum(array.bytes for array in self.arrays)
 
     def attribute(self, pattern: str) -> str | None:
-        """The first group of a pattern in the attributes."""
-        found = re.search(pattern, self.attributes)
-        return found and found[1]
+        """Returns the first group of a pattern in the attributes."""
+        match = re.search(pattern, self.attributes)
+        return match and match[1]
 
 
 class Module(NamedTuple):
-    """Computations by name, in the order of the text: what is called stands before its caller."""
+    """Holds computations by name, in the text's order: what is called stands before its caller."""
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
@@ -52,7 +52,7 @@ class Module(NamedTuple):
 
 
 class Executions(NamedTuple):
-    """How often each computation runs in one step, and the loops whose length the text hides."""
+    """Holds how often each computation runs in a step, and the loops of unknown length."""
 
     times: dict[str, float]
     unknown_loops: list[str]
@@ -92,7 +92,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """The position after the bracket that closes the one at `start`."""
+    """Returns the position after the bracket that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1
@@ -103,8 +103,8 @@ def _closing(text: str, start: int) -> int:
 
 def _arrays(text: str) -> tuple[Array, ...]:
     def space(layout: str | None) -> int:
-        found = re.search(r"S\((\d+)\)", layout or "")
-        return int(found[1]) if found else 0
+        number = re.search(r"S\((\d+)\)", layout or "")
+        return int(number[1]) if number else 0
 
     return tuple(
         Array(dtype, tuple(int(n) for n in re.findall(r"\d+", shape)), space(layout))
@@ -113,7 +113,7 @@ def _arrays(text: str) -> tuple[Array, ...]:
 
 
 def _frames(text: str) -> dict[int, str]:
-    """Where in the source each stack frame is, from the tables at the head of the text."""
+    """Reads where in the source each stack frame is, from the tables at the head of the text."""
 
     def table(title: str) -> dict[int, str]:
         section = re.search(rf"^{title}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
@@ -125,10 +125,10 @@ def _frames(text: str) -> dict[int, str]:
     for number, row in table("StackFrames").items():
         place = re.search(r"file_location_id=(\d+)", row)
         location = locations.get(int(place[1]), "") if place else ""
-        found = re.search(r"file_name_id=(\d+).* line=(\d+)", location)
-        if found:
-            file = files.get(int(found[1]), "").strip('"')
-            frames[number] = f"{'/'.join(file.split('/')[-2:])}:{found[2]}"
+        position = re.search(r"file_name_id=(\d+).* line=(\d+)", location)
+        if position:
+            file = files.get(int(position[1]), "").strip('"')
+            frames[number] = f"{'/'.join(file.split('/')[-2:])}:{position[2]}"
     return frames
 
 
@@ -142,15 +142,15 @@ def source(module: Module, instruction: Instruction) -> str:
 
 
 def called(instruction: Instruction) -> list[tuple[str, str]]:
-    """(role, computation) for every computation that an instruction runs."""
-    found = [(m[1], m[2]) for m in _CALLED.finditer(instruction.attributes)]
+    """Returns (role, computation) for every computation that an instruction runs."""
+    single = [(m[1], m[2]) for m in _CALLED.finditer(instruction.attributes)]
     branches = _BRANCHES.search(instruction.attributes)
     names = re.findall(r"[\w.\-]+", branches[1]) if branches else []
-    return found + [("branch", name) for name in names]
+    return single + [("branch", name) for name in names]
 
 
 def fused(module: Module) -> set[str]:
-    """Computations that are the inside of one instruction: a fusion, or a reduction's operator."""
+    """Returns computations that are inside one instruction: a fusion, a reduction's operator."""
     return {
         target
         for instructions in module.computations.values()
@@ -162,7 +162,7 @@ def fused(module: Module) -> set[str]:
 
 
 def executions(module: Module) -> Executions:
-    """Runs of each computation per run of the entry; a loop of unknown length counts as one turn.
+    """Counts runs of each computation per run of the entry; a loop of unknown length is one turn.
 
     Every branch of a conditional counts as taken.
     """
@@ -184,7 +184,7 @@ def executions(module: Module) -> Executions:
 
 
 def trip_count(module: Module, around: dict[str, Instruction], loop: Instruction) -> int | None:
-    """Turns of a `while`: what XLA noted, or from where its counter starts to what it is below.
+    """Counts the turns of a `while`: XLA's own note, or its counter's limit less its start.
 
     The TPU's compiler notes nothing, and may have peeled turns off: a start above 0.
     """
@@ -205,7 +205,7 @@ def trip_count(module: Module, around: dict[str, Instruction], loop: Instruction
 
 
 def _initial(around: dict[str, Instruction], loop: Instruction, counter: Instruction) -> int:
-    """The constant that a loop's counter starts from; 0 where the text does not say."""
+    """Returns the constant that a loop's counter starts from; 0 where the text does not say."""
     index = int(counter.attribute(r"index=(\d+)") or 0)
     initial = around.get(loop.operands[0])
     if initial is None or initial.opcode != "tuple" or index >= len(initial.operands):
@@ -218,7 +218,7 @@ def _initial(around: dict[str, Instruction], loop: Instruction, counter: Instruc
 
 
 def _counts_up(module: Module, root: Instruction) -> bool:
-    """Whether the root of a condition is `counter < limit`, bare or in a fusion of its own."""
+    """Returns whether a condition's root is `counter < limit`, bare or in a fusion of its own."""
     if root.opcode == "fusion":
         fused = module.computations.get(root.attribute(r"calls=%?([\w.\-]+)") or "", {})
         root = list(fused.values())[-1] if fused else root

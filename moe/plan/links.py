@@ -1,4 +1,4 @@
-"""How long a collective takes on the links between chips, or on the network between hosts."""
+"""Computes how long a collective takes on links between chips, or the network between hosts."""
 
 import numpy as np
 
@@ -6,23 +6,25 @@ from moe.plan.chips import Chip
 from moe.plan.collectives import Collective
 
 
-def seconds(one: Collective, chip: Chip, places: np.ndarray | None) -> float:
-    """Of all executions of a collective in one step.
+def seconds(collective: Collective, chip: Chip, places: np.ndarray | None) -> float:
+    """Returns the seconds of all executions of a collective in one step.
 
     Args:
       places: of the partitions, [N, dimensions]: of a TPU where it is in the slice's torus.
     """
-    if one.network == "network":
-        return one.count * one.sent / chip.network
+    if collective.network == "network":
+        return collective.count * collective.sent / chip.network
     if chip.kind != "tpu":
-        return one.count * one.sent / chip.link
-    if one.kind in ("all-to-all", "ragged-all-to-all", "collective-permute"):
-        return one.count * _pairs_seconds(one, chip, places)
-    return one.count * one.sent / (chip.link * _ways(one.members, chip, places))
+        return collective.count * collective.sent / chip.link
+    if collective.kind in ("all-to-all", "ragged-all-to-all", "collective-permute"):
+        return collective.count * _pairs_seconds(collective, chip, places)
+    return (
+        collective.count * collective.sent / (chip.link * _ways(collective.members, chip, places))
+    )
 
 
 def _ways(members: np.ndarray, chip: Chip, places: np.ndarray) -> int:
-    """Links of a chip that a ring of its group uses: per dimension 2, or 1 where it is no ring."""
+    """Counts the links that a chip's group uses: 2 in each dimension that is a ring, else 1."""
     sides = places.max(0) + 1
     ways = 0
     for dimension, side in enumerate(sides):
@@ -32,18 +34,20 @@ def _ways(members: np.ndarray, chip: Chip, places: np.ndarray) -> int:
     return max(ways, 1)
 
 
-def _pairs_seconds(one: Collective, chip: Chip, places: np.ndarray) -> float:
-    """Of the busiest link, where each pair's bytes go the shortest way, dimension by dimension.
+def _pairs_seconds(collective: Collective, chip: Chip, places: np.ndarray) -> float:
+    """Returns the busiest link's seconds; each pair's bytes go the shortest way, side by side.
 
     Chips that differ in another dimension alone share the load of a link evenly.
     """
-    if one.kind == "collective-permute":
-        pairs, size = one.members, one.payload
+    if collective.kind == "collective-permute":
+        pairs, size = collective.members, collective.payload
     else:
-        n = one.members.shape[1]
+        n = collective.members.shape[1]
         first, second = np.nonzero(~np.eye(n, dtype=bool))
-        pairs = np.stack([one.members[:, first].ravel(), one.members[:, second].ravel()], 1)
-        size = one.payload / n
+        pairs = np.stack(
+            [collective.members[:, first].ravel(), collective.members[:, second].ravel()], 1
+        )
+        size = collective.payload / n
     slowest = 0.0
     for dimension, side in enumerate(places.max(0) + 1):
         start, stop = places[pairs[:, 0], dimension], places[pairs[:, 1], dimension]
@@ -54,7 +58,7 @@ def _pairs_seconds(one: Collective, chip: Chip, places: np.ndarray) -> float:
 
 
 def _loads(start: np.ndarray, stop: np.ndarray, side: int, ring: bool) -> np.ndarray:
-    """Pairs that pass each link of one dimension, [2 side]: upwards, then downwards.
+    """Counts the pairs that pass each link of one dimension, [2 side]: upwards, then downwards.
 
     In a ring they go the shorter way; where both are as short, half of them either.
     """

@@ -1,4 +1,4 @@
-"""What a chip holds during a step, in bytes."""
+"""Counts what a chip holds during a step, in bytes."""
 
 import math
 from typing import NamedTuple
@@ -13,12 +13,13 @@ from moe.run import Run
 
 
 class Memory(NamedTuple):
-    """Bytes of one chip; None where only the chip's own compiler knows.
+    """Holds the bytes of one chip; None where only the chip's own compiler knows.
 
     Attributes:
       parameters, optimizer, average, batch: by their shapes and shardings; `average` is the moving
         average of the parameters, where the config asks for it.
-      padding: of those, to the tiles of the chip's memory.
+      padding: of those, to the tiles of the chip's memory, as far as it is there at the worst
+        moment: the room of what was handed in may serve again by then.
       activations: what the backward pass reads of the forward pass, by its shapes, split like the
         examples. The compiler may choose to keep less or more.
       temporary: all else that the program needs at its worst moment: gradients, gathered
@@ -45,7 +46,7 @@ class Memory(NamedTuple):
 
     @property
     def fits(self) -> bool | None:
-        """None where it cannot be known: only that the state alone is too much can always be."""
+        """Returns None where it is not known; that the state alone is too much always is."""
         if self.limit is None:
             return None
         if self.total is None:
@@ -54,7 +55,7 @@ class Memory(NamedTuple):
 
 
 def chip_bytes(tree) -> float:
-    """Of a tree of shapes with shardings: the part that one chip holds."""
+    """Returns the bytes that one chip holds of a tree of shapes with shardings."""
     return float(
         sum(
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -64,7 +65,7 @@ def chip_bytes(tree) -> float:
 
 
 def state_memory(run: Run) -> Memory:
-    """What is known without a compiler."""
+    """Returns what is known without a compiler."""
     state = run.abstract_state()
     return Memory(
         parameters=chip_bytes(state["params"]),
@@ -76,17 +77,22 @@ def state_memory(run: Run) -> Memory:
 
 
 def measure(run: Run, program: Compiled, chip: Chip) -> Memory:
-    """With what the compiler of this chip says."""
+    """Returns what is known with what the compiler of this chip says."""
     known = state_memory(run)._replace(limit=chip.hbm)
     if chip.kind != "tpu":  # compiled for a CPU, whose buffers say nothing about a GPU's
         return known
+    return split_peak(known, program)
+
+
+def split_peak(known: Memory, program: Compiled) -> Memory:
+    """Splits the compiler's peak into the parts that are known and the rest; none is negative."""
     if program.out_of_memory:
         return known._replace(total=program.needed or math.inf)
     handed = known.state + known.batch
-    rest = program.peak - program.arguments - program.code
+    rest = max(program.peak - program.arguments - program.code, 0.0)
     kept = min(known.activations, rest)
     return known._replace(
-        padding=program.arguments - handed,
+        padding=max(program.peak - program.code - rest - handed, 0.0),
         activations=kept,
         temporary=rest - kept,
         code=program.code,
@@ -95,7 +101,7 @@ def measure(run: Run, program: Compiled, chip: Chip) -> Memory:
 
 
 def activations(run: Run) -> float:
-    """Bytes of a chip that the backward pass reads, but for the parameters.
+    """Returns the bytes of a chip that the backward pass reads, but for the parameters.
 
     They are the residuals of JAX's own derivative, after what `remat` forgets, of one micro-batch.
     """

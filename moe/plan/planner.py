@@ -1,4 +1,4 @@
-"""One answer: a config on a topology."""
+"""Plans one config on one topology."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ from moe.run import Run, fill_in, open_source, set_up
 
 @dataclasses.dataclass
 class Plan:
-    """A training step of a config on a topology.
+    """Holds what is known of a training step of a config on a topology.
 
     `work` and `collectives` are empty, and `time` None, where the step did not fit; `unknown` says
     in sentences what the other fields leave out.
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def model_flops(self) -> float:
-        """The model's, of one chip in one step."""
+        """Returns the FLOPs that the model asks of one chip in one step."""
         images = self.config.batch_size / self.chips
         return self.flops.training(self.flops.model) * images
 
@@ -68,8 +68,8 @@ def make_plan(config: ConfigDict, topology: Topology) -> Plan:
     module = hlo.parse(program.text)
     runs = hlo.executions(module)
     mesh = dict(run.mesh.shape)
-    found = find(module, runs, mesh, topology.slices) if module.entry else []
-    found = [one._replace(network=_network(one, topology)) for one in found]
+    collectives = find(module, runs, mesh, topology.slices) if module.entry else []
+    collectives = [each._replace(network=_network(each, topology)) for each in collectives]
     plan = Plan(
         config=run.config,
         topology=topology,
@@ -80,8 +80,8 @@ def make_plan(config: ConfigDict, topology: Topology) -> Plan:
         memory=memory.measure(run, program, topology.chip),
         program=program,
         work=read_work(module, runs) if module.entry else [],
-        collectives=found,
-        moved_experts=expert_weights_moved(found, expert_kernels(run), mesh),
+        collectives=collectives,
+        moved_experts=expert_weights_moved(collectives, expert_kernels(run), mesh),
         unknown_loops=runs.unknown_loops,
         time=None,
         unknown=_unknown(topology, run),
@@ -91,7 +91,7 @@ def make_plan(config: ConfigDict, topology: Topology) -> Plan:
 
 
 def with_sizes(config: ConfigDict) -> ConfigDict:
-    """The config with what it leaves to the data read from the data, where that is at hand."""
+    """Returns the config with the sizes that it leaves to the data, where that is at hand."""
     sizes = ("image_size", "channels", "num_classes")
     missing = [f"--config.data.{key}" for key in sizes if not config.data[key]]
     if not missing:
@@ -106,7 +106,7 @@ def with_sizes(config: ConfigDict) -> ConfigDict:
 
 
 def expert_kernels(run: Run) -> set[tuple[int, int, int]]:
-    """(E, D, F) of the layers of experts."""
+    """Returns (E, D, F) of the layers of experts."""
     return {
         leaf.shape[-3:]
         for path, leaf in jax.tree_util.tree_leaves_with_path(run.params)
@@ -120,11 +120,11 @@ def _active_share(config: ConfigDict) -> float:
     return min(1.0, k / config.moe.num_experts) if sparse else 1.0
 
 
-def _network(one: Collective, topology: Topology) -> str:
-    """Of a GPU: whether the members of any group are on several hosts."""
+def _network(collective: Collective, topology: Topology) -> str:
+    """Returns "network" where a group's GPUs are on several hosts, else what it was."""
     if topology.chip.kind != "gpu":
-        return one.network
-    hosts = one.members // topology.shape[-1]
+        return collective.network
+    hosts = collective.members // topology.shape[-1]
     return "network" if (hosts != hosts[:, :1]).any() else "links"
 
 
@@ -134,8 +134,8 @@ def _time(plan: Plan, run: Run) -> Roofline | None:
         return None
     places = coordinates(plan.topology, list(run.mesh.devices.flat))
     spent = {"links": 0.0, "network": 0.0}
-    for one in plan.collectives:
-        spent[one.network] += links.seconds(one, chip, places)
+    for collective in plan.collectives:
+        spent[collective.network] += links.seconds(collective, chip, places)
     return roofline(
         chip,
         plan.work,
@@ -166,7 +166,7 @@ def _unknown(topology: Topology, run: Run) -> list[str]:
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """All numbers of a plan, for other programs."""
+    """Returns all numbers of a plan, for other programs."""
     program = plan.program._asdict()
     del program["text"]
     total = plan.memory.total  # infinite where the compiler said no number; JSON has no word for it
@@ -186,18 +186,18 @@ def to_json(plan: Plan) -> dict[str, Any]:
         | {"model": plan.flops.model, "training": plan.flops.training(plan.flops.model)},
         "flops_per_chip": {
             "model": plan.model_flops,
-            "program": sum(one.count * one.flops for one in plan.work),
-            "program_loops_once": sum(one.flops for one in plan.work),
+            "program": sum(work.count * work.flops for work in plan.work),
+            "program_loops_once": sum(work.flops for work in plan.work),
             "xla_loops_once": plan.program.xla_flops,
         },
         "bytes_per_chip": {
-            "program": sum(one.count * one.bytes for one in plan.work),
-            "program_loops_once": sum(one.bytes for one in plan.work),
+            "program": sum(work.count * work.bytes for work in plan.work),
+            "program_loops_once": sum(work.bytes for work in plan.work),
             "xla_loops_once": plan.program.xla_bytes,
         },
         "memory": plan.memory._asdict() | {"total": total, "fits": plan.memory.fits},
         "collectives": [row._asdict() for row in table(plan.collectives)],
-        "expert_weights_moved": [f"{one.kind} {one.name}" for one in plan.moved_experts],
+        "expert_weights_moved": [f"{moved.kind} {moved.name}" for moved in plan.moved_experts],
         "unknown_loops": plan.unknown_loops,
         "program": program,
         "time": time,

@@ -1,4 +1,4 @@
-"""FLOPs of the matrix products of a compiled program; all else is counted as bytes (`traffic`)."""
+"""Counts FLOPs of a compiled program's matrix products; all else counts as bytes (`traffic`)."""
 
 import math
 import re
@@ -6,42 +6,42 @@ import re
 from moe.plan.hlo import Instruction, Module
 
 
-def flops(module: Module, instructions: dict[str, Instruction], one: Instruction) -> float:
-    """Of one execution, 2 a multiplication; what a fusion holds counts with it."""
-    if one.opcode == "dot":
-        return _dot(instructions, one)
-    if one.opcode == "convolution":
-        return _convolution(instructions, one)
-    if one.opcode != "fusion":
+def flops(module: Module, instructions: dict[str, Instruction], instruction: Instruction) -> float:
+    """Counts the FLOPs of one execution, 2 a multiplication, with those inside a fusion."""
+    if instruction.opcode == "dot":
+        return _dot(instructions, instruction)
+    if instruction.opcode == "convolution":
+        return _convolution(instructions, instruction)
+    if instruction.opcode != "fusion":
         return 0.0
-    inner = module.computations.get(one.attribute(r"calls=%?([\w.\-]+)") or "", {})
+    inner = module.computations.get(instruction.attribute(r"calls=%?([\w.\-]+)") or "", {})
     return sum(flops(module, inner, each) for each in inner.values())
 
 
-def _dot(instructions: dict[str, Instruction], one: Instruction) -> float:
-    left = instructions[one.operands[0]].arrays[0].shape
-    contracted = one.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
+def _dot(instructions: dict[str, Instruction], instruction: Instruction) -> float:
+    left = instructions[instruction.operands[0]].arrays[0].shape
+    contracted = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
     terms = math.prod(left[int(i)] for i in contracted.split(",") if i)
-    return 2.0 * math.prod(one.arrays[0].shape) * terms
+    return 2.0 * math.prod(instruction.arrays[0].shape) * terms
 
 
-def _convolution(instructions: dict[str, Instruction], one: Instruction) -> float:
-    """Multiplications with what padding and dilation put in are none.
+def _convolution(instructions: dict[str, Instruction], instruction: Instruction) -> float:
+    """Counts only multiplications with entries, not with what padding and dilation put in.
 
     A TPU's batched products are convolutions in which a batch axis is such a window.
     """
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     image, kernel, result = (
         dict(zip(text, shape, strict=True))
         for text, shape in zip(
             labels.groups(),
-            (*(instructions[name].arrays[0].shape for name in one.operands[:2]),
-             one.arrays[0].shape),
+            (*(instructions[name].arrays[0].shape for name in instruction.operands[:2]),
+             instruction.arrays[0].shape),
             strict=True,
         )
     )  # fmt: skip
     terms = result["b"] * result["f"] * kernel["i"]
-    window = one.attribute(r"window=\{([^}]*)\}") or ""
+    window = instruction.attribute(r"window=\{([^}]*)\}") or ""
     fields = dict(field.split("=") for field in window.split())
     for axis in range(sum(label.isdigit() for label in kernel)):
         label = str(axis)
@@ -63,7 +63,7 @@ def _side(fields: dict[str, str], key: str, axis: int, default: str) -> str:
 
 
 def _pairs(size, window, out, stride, low, spread, gap) -> int:
-    """Pairs of an output and a place of the window that fall on an entry of the image."""
+    """Counts pairs of an output and a place of the window that fall on an entry of the image."""
     last = (size - 1) * spread
     count = 0
     for place in range(window):

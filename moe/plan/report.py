@@ -1,4 +1,4 @@
-"""A plan as tables on the screen."""
+"""Prints a plan as tables on the screen."""
 
 import collections
 
@@ -27,7 +27,7 @@ def print_plan(plan: Plan) -> None:
     if plan.program.text:
         console.print(_collectives(plan))
         moved = plan.moved_experts
-        names = ", ".join(sorted({f"{one.kind} at {one.source}" for one in moved})) or "none"
+        names = ", ".join(sorted({f"{each.kind} at {each.source}" for each in moved})) or "none"
         console.print(f"expert weights moved: {names}")
         if plan.time:
             console.print(_time(plan))
@@ -43,7 +43,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_sweep(plans: list[Plan]) -> None:
-    """The plans of a sweep as rows, in their order."""
+    """Prints the plans of a sweep as rows, in their order."""
     table = _table("\nsweep", "mesh", "remat", "memory", "", "ms a step", "MFU", "images/s")
     for plan in plans:
         memory, time = plan.memory, plan.time
@@ -75,8 +75,8 @@ def _model(plan: Plan) -> Table:
         "of a step, forward and backward", amount(flops.training(flops.model) * images, "FLOP")
     )
     if plan.work:
-        done = sum(one.count * one.flops for one in plan.work)
-        once = sum(one.flops for one in plan.work)
+        done = sum(work.count * work.flops for work in plan.work)
+        once = sum(work.flops for work in plan.work)
         table.add_row("a chip's share of it", amount(plan.model_flops, "FLOP"))
         table.add_row("what its program does, counted in its HLO", amount(done, "FLOP"))
         if plan.program.xla_flops:
@@ -118,16 +118,17 @@ def _collectives(plan: Plan) -> Table:
         along, count = " ".join(row.axes), f"{row.count:,.0f}"
         moved = (amount(row.payload, "B"), amount(row.sent, "B"))
         table.add_row(row.kind, along, row.network, count, *moved)
-    sent = sum(one.count * one.sent for one in plan.collectives)
+    sent = sum(each.count * each.sent for each in plan.collectives)
     table.add_row("all", "", "", "", "", amount(sent, "B"))
     return table
 
 
 def _time(plan: Plan) -> Table:
     time, table = plan.time, _table("\ntime of a step", "", "ms")
-    moved = sum(one.count * one.bytes for one in plan.work)
+    arithmetic = plan.topology.chip.arithmetic(plan.config.model.dtype)
+    moved = sum(work.count * work.bytes for work in plan.work)
     for name, value in (
-        ("compute, at the peak", time.compute),
+        (f"compute, at the {arithmetic} peak", time.compute),
         ("main memory" + (f", {amount(moved, 'B')}" if time.memory else ""), time.memory),
         ("the chip: of each instruction the slower", time.chip),
         ("links between chips", time.links),
@@ -157,14 +158,14 @@ def _print_verdict(console: Console, plan: Plan) -> None:
 
 
 def _parts(plan: Plan) -> Table:
-    """Where the chip's own time goes: by phase and by line of the source."""
+    """Returns where the chip's own time goes: by phase and by line of the source."""
     chip, total = plan.topology.chip, plan.time.chip
     peak = chip.flops(plan.config.model.dtype)
     phases, lines = collections.Counter(), collections.Counter()
-    for one in plan.work:
-        spent = one.seconds(peak, chip.hbm_bandwidth)
-        phases[phase(one.name)] += spent
-        lines[one.source or "(the compiler's own)"] += spent
+    for work in plan.work:
+        spent = work.seconds(peak, chip.hbm_bandwidth)
+        phases[phase(work.name)] += spent
+        lines[work.source or "(the compiler's own)"] += spent
     table = _table("\nwhere the chip's time goes", "", "ms", "")
     for name, spent in (*phases.most_common(), ("", 0.0), *lines.most_common(PARTS)):
         row = (milliseconds(spent), f"{spent / total:.0%}") if name else ("", "")
@@ -173,7 +174,7 @@ def _parts(plan: Plan) -> Table:
 
 
 def phase(name: str) -> str:
-    """The part of a step that an instruction of this name belongs to."""
+    """Returns the part of a step that an instruction of this name belongs to."""
     if "rematted_computation" in name:
         return "forward, again"
     if "transpose(" in name:
@@ -182,7 +183,7 @@ def phase(name: str) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes of memory, in powers of 1024."""
+    """Writes bytes of memory in powers of 1024."""
     for prefix, scale in (("G", 2**30), ("M", 2**20), ("K", 2**10)):
         if value >= scale:
             return f"{value / scale:,.2f} {prefix}iB"
@@ -194,7 +195,7 @@ def milliseconds(value: float) -> str:
 
 
 def amount(value: float, unit: str) -> str:
-    """With a prefix, to four figures."""
+    """Writes a number with a prefix, to four figures."""
     for prefix, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if value >= scale:
             return f"{value / scale:.4g} {prefix}{unit}"

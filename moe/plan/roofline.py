@@ -1,4 +1,4 @@
-"""How long a step takes if nothing is slower than the hardware's rates (Williams et al. 2009)."""
+"""Computes how long a step takes at the hardware's rates (Williams et al. 2009)."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from moe.plan.work import Work
 
 
 class Roofline(NamedTuple):
-    """Seconds of a step; None where a rate is not known.
+    """Holds the seconds of a step; None where a rate is not known.
 
     Attributes:
       compute: all matrix products at the chip's peak.
@@ -31,7 +31,7 @@ class Roofline(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """What the step waits for, if all is hidden that can be."""
+        """Returns what the step waits for, if all is hidden that can be."""
         times = {"chip": self.chip or self.compute, "links": self.links, "network": self.network}
         longest = max(times, key=times.get)
         if longest != "chip":
@@ -49,7 +49,7 @@ def roofline(
     model_flops: float,
     batch_size: int,
 ) -> Roofline | None:
-    """The roofline of one step; None for a chip of which no rate is known.
+    """Returns the roofline of one step; None for a chip of which no rate is known.
 
     Args:
       links, network: seconds of the collectives.
@@ -59,11 +59,11 @@ def roofline(
     peak = chip.flops(dtype)
     if peak is None:
         return None
-    compute = sum(one.count * one.flops for one in work) / peak
+    compute = sum(item.count * item.flops for item in work) / peak
     memory = busy = slowest = None
     if chip.kind == "tpu":  # the program was compiled for this chip: its bytes are the chip's
-        memory = sum(one.count * one.bytes for one in work) / chip.hbm_bandwidth
-        busy = sum(one.seconds(peak, chip.hbm_bandwidth) for one in work)
+        memory = sum(item.count * item.bytes for item in work) / chip.hbm_bandwidth
+        busy = sum(item.seconds(peak, chip.hbm_bandwidth) for item in work)
         slowest = busy + links + network
     fastest = max(busy or compute, links, network)
     useful = model_flops / peak

@@ -1,4 +1,4 @@
-"""Which mesh, and what to forget for the backward pass: the likeliest compiled, and ranked."""
+"""Ranks meshes, and what to compute again in the backward pass: the likeliest are compiled."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ LARGEST_TENSOR = 8  # its all-reduces carry all activations; more has never been
 
 
 class Candidate(NamedTuple):
-    """A config to compile, and what is guessed of it: bytes and seconds of a chip."""
+    """Holds a config to compile, and what is guessed of it: bytes and seconds of a chip."""
 
     config: ConfigDict
     bytes: float
@@ -31,7 +31,7 @@ class Candidate(NamedTuple):
 def sweep(
     config: ConfigDict, topology: Topology, count: int, tell: Callable[[str], None] = print
 ) -> list[Plan]:
-    """Plans of the `count` candidates that should fit and be fastest; the best one first.
+    """Returns plans of the `count` candidates that should fit and be fastest, the best first.
 
     Those that fit come first, by the step's time if nothing overlaps.
 
@@ -42,15 +42,17 @@ def sweep(
         raise UsageError("--sweep must know what fits, which only a TPU's compiler says")
     if count < 1:
         raise UsageError(f"--sweep={count}: expected 1 or more")
-    found = sorted(candidates(with_sizes(config), topology), key=lambda one: one.seconds)
-    if not found:
+    guesses = sorted(
+        candidates(with_sizes(config), topology), key=lambda candidate: candidate.seconds
+    )
+    if not guesses:
         raise UsageError(f"no mesh of {topology.name} suits the config's sizes and batch_size")
-    roomy = [one for one in found if one.bytes <= topology.chip.hbm]
-    chosen = (roomy or sorted(found, key=lambda one: one.bytes))[:count]
-    tell(f"{len(found)} candidates, {len(roomy)} of which may fit; compiling {len(chosen)}")
+    roomy = [candidate for candidate in guesses if candidate.bytes <= topology.chip.hbm]
+    chosen = (roomy or sorted(guesses, key=lambda candidate: candidate.bytes))[:count]
+    tell(f"{len(guesses)} candidates, {len(roomy)} of which may fit; compiling {len(chosen)}")
     plans = []
-    for number, one in enumerate(chosen, 1):
-        plans.append(make_plan(one.config, topology))
+    for number, candidate in enumerate(chosen, 1):
+        plans.append(make_plan(candidate.config, topology))
         tell(f"{number}/{len(chosen)} {describe(plans[-1])}")
     return sorted(plans, key=rank)
 
@@ -60,7 +62,7 @@ def rank(plan: Plan) -> tuple[bool, float]:
 
 
 def describe(plan: Plan) -> str:
-    """One line: mesh, remat, and the answer."""
+    """Returns one line: mesh, remat, and the answer."""
     mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
     verdict = "fits" if plan.memory.fits else "does not fit"
     time = f", {1e3 * plan.time.slowest:.1f} ms" if plan.time else ""
@@ -68,32 +70,32 @@ def describe(plan: Plan) -> str:
 
 
 def candidates(config: ConfigDict, topology: Topology) -> Iterator[Candidate]:
-    """Every mesh that the sizes allow with every policy, and a guess of its memory and time."""
+    """Yields every mesh that the sizes allow with every policy, its memory and time guessed."""
     chips, kept = len(topology.devices), None
     for mesh in meshes(config, topology):
-        mine = changed(config, {f"mesh.{axis}": size for axis, size in mesh.items()})
+        placed = changed(config, {f"mesh.{axis}": size for axis, size in mesh.items()})
         try:
-            run = set_up(mine, devices=topology.devices)
+            run = set_up(placed, devices=topology.devices)
         except UsageError:  # the batch does not divide so
             continue
         if kept is None:  # of all chips together: the same for every mesh
             kept = {}
             for remat in REMATS:
-                other = set_up(changed(mine, {"model.remat": remat}), devices=topology.devices)
+                other = set_up(changed(placed, {"model.remat": remat}), devices=topology.devices)
                 kept[remat] = memory.activations(other) * chips / mesh["tensor"]
         state = run.abstract_state()
         parameters = memory.chip_bytes(state["params"])
         handed = memory.chip_bytes(state) + parameters  # gradients are as big as these
         for remat in REMATS:
-            this = changed(mine, {"model.remat": remat})
-            mine_kept = kept[remat] * mesh["tensor"] / chips
-            spent = guess_seconds(this, topology, mesh, parameters)
-            spent += 2 * mine_kept / topology.chip.hbm_bandwidth  # written, and read once
-            yield Candidate(this, handed + mine_kept, spent)
+            choice = changed(placed, {"model.remat": remat})
+            held = kept[remat] * mesh["tensor"] / chips
+            spent = guess_seconds(choice, topology, mesh, parameters)
+            spent += 2 * held / topology.chip.hbm_bandwidth  # written, and read once
+            yield Candidate(choice, handed + held, spent)
 
 
 def meshes(config: ConfigDict, topology: Topology) -> Iterator[dict[str, int]]:
-    """Sizes of the four axes that divide what they split."""
+    """Yields sizes of the four axes that divide what they split."""
     dim, depth, hidden, heads = model_sizes(config)
     chips, moe = len(topology.devices), config.moe
     sparse = bool(moe_layers(moe.layers, depth)) and not moe.dense
@@ -112,7 +114,7 @@ def meshes(config: ConfigDict, topology: Topology) -> Iterator[dict[str, int]]:
 
 
 def guess_seconds(config, topology: Topology, mesh: dict[str, int], parameters: float) -> float:
-    """Products at the peak, and what crosses chips over two links each; good enough to rank."""
+    """Guesses a step: products at the peak, and what crosses chips over two links each."""
     chip, flops, moe = topology.chip, count_flops(config), config.moe
     dim, depth, _, _ = model_sizes(config)
     images = config.batch_size / len(topology.devices)
@@ -137,7 +139,7 @@ def guess_seconds(config, topology: Topology, mesh: dict[str, int], parameters: 
 
 
 def changed(config: ConfigDict, values: dict) -> ConfigDict:
-    """A locked copy with these keys set."""
+    """Returns a locked copy with these keys set."""
     copy = ConfigDict(config.to_dict())
     copy.update_from_flattened_dict(values)
     return copy.lock()

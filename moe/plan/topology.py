@@ -1,9 +1,9 @@
-"""The devices of a named topology, none of which need be there.
+"""Describes the devices of a named topology, none of which need be there.
 
 v5p:4x4x8      a TPU slice of 4 x 4 x 8 chips
-2xv5e:16x16    two such slices, joined by the data centre's network
+2xv5e:16x16    two slices of 16 x 16, joined by the data centre's network
 h100:4x8       4 hosts of 8 GPUs each
-cpu:8          8 processes' worth of CPU devices
+cpu:8          8 CPU devices
 """
 
 import math
@@ -18,9 +18,12 @@ import numpy as np
 from moe.errors import UsageError
 from moe.plan.chips import Chip, find_chip
 
+# Devices that can be described in seconds.
+MOST_DEVICES = {"tpu": 16_384, "gpu": 4096, "cpu": 4096}
+
 
 class Topology(NamedTuple):
-    """`devices` are those to compile for: real descriptions for a TPU, CPU devices for others."""
+    """Holds `devices` to compile for: real descriptions for a TPU, CPU devices for others."""
 
     name: str
     chip: Chip
@@ -30,26 +33,44 @@ class Topology(NamedTuple):
 
 
 def split_name(name: str) -> tuple[int, Chip, tuple[int, ...]]:
-    """Slices, chip and shape that a name asks for."""
-    found = re.fullmatch(r"(?:(\d+)x)?([a-z][a-z0-9]*):(\d+(?:x\d+)*)", name)
-    if not found:
+    """Returns the slices, the chip and the shape of a slice that a name asks for.
+
+    Raises:
+      UsageError: the name has another form, or asks for more than there can be.
+    """
+    match = re.fullmatch(r"(?:([0-9]{1,9})x)?([a-z][a-z0-9]*):([0-9]{1,9}(?:x[0-9]{1,9})*)", name)
+    if not match:
         raise UsageError(
             f"--topology={name!r} is not CHIP:SHAPE; expected for example v5p:4x4x8, 2xv5e:16x16, "
             "h100:4x8 (hosts x GPUs) or cpu:8"
         )
-    chip = find_chip(found[2])
-    shape = tuple(int(side) for side in found[3].split("x"))
-    slices = int(found[1] or 1)
-    if min(*shape, slices) < 1 or (chip.kind != "tpu" and (slices > 1 or len(shape) > 2)):
-        form = {"tpu": "NxCHIP:AxBxC", "gpu": "CHIP:HOSTSxGPUS", "cpu": "cpu:N"}[chip.kind]
-        raise UsageError(f"--topology={name!r}: expected {form} for a {chip.kind}, no size 0")
-    if chip.largest and math.prod(shape) > chip.largest:
-        raise UsageError(f"--topology={name!r}: a slice of {chip.name} has {chip.largest} at most")
+    chip = find_chip(match[2])
+    shape = tuple(int(side) for side in match[3].split("x"))
+    slices, letters = int(match[1] or 1), "x".join("ABC"[: chip.links // 2])
+    sides, form = {
+        "tpu": ((chip.links // 2,), f"{chip.name}:{letters} or Nx{chip.name}:{letters}"),
+        "gpu": ((1, 2), f"{chip.name}:HOSTSxGPUS"),
+        "cpu": ((1,), "cpu:N"),
+    }[chip.kind]
+    if min(*shape, slices) < 1 or len(shape) not in sides or (slices > 1 and chip.kind != "tpu"):
+        raise UsageError(f"--topology={name!r}: expected {form}, no size 0")
+    _check_count(name, chip, slices, shape)
     return slices, chip, shape
 
 
+def _check_count(name: str, chip: Chip, slices: int, shape: tuple[int, ...]) -> None:
+    """Raises UsageError for more chips than their links join, or than can be compiled for."""
+    joined = shape[-1] if chip.kind == "gpu" else math.prod(shape)
+    if chip.largest and joined > chip.largest:
+        what = "host" if chip.kind == "gpu" else "slice"
+        raise UsageError(f"--topology={name!r}: a {what} of {chip.name} has {chip.largest} at most")
+    count, most = slices * math.prod(shape), MOST_DEVICES[chip.kind]
+    if count > most:
+        raise UsageError(f"--topology={name!r} has {count} devices; expected {most} at most")
+
+
 def open_topology(name: str) -> Topology:
-    """The topology of a name.
+    """Returns the topology of a name.
 
     Raises:
       UsageError: there is none of that name, or what compiles for it is not installed.
@@ -93,13 +114,14 @@ def _described_devices(chip: Chip, shape: tuple[int, ...], slices: int) -> Seque
         raise UsageError(f"--topology: {chip.name} has no slice {text} ({error})") from error
     except RuntimeError as error:
         raise UsageError(
-            "planning for a TPU needs its compiler: pip install 'permoe[plan]' (libtpu, no TPU)"
+            "planning for a TPU needs its compiler, libtpu (no TPU): run pip install -e '.[plan]' "
+            "in the checkout of permoe"
         ) from error
     return topology.devices
 
 
 def coordinates(topology: Topology, devices: Sequence[jax.Device]) -> np.ndarray | None:
-    """Where each of the devices is in its slice, [N, dimensions]; of a GPU: host, place in it."""
+    """Returns each device's place in its slice, [N, dimensions]; of a GPU its host and place."""
     if topology.chip.kind == "tpu":
         return np.array([device.coords for device in devices])
     if topology.chip.kind == "gpu":

@@ -1,4 +1,4 @@
-"""What a chip does in a step, instruction by instruction: FLOPs, bytes, and whose line it was."""
+"""Lists what a chip does in a step: each instruction's FLOPs, bytes, and line of the source."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from moe.plan.hlo import Executions, Module, fused, source
 
 
 class Work(NamedTuple):
-    """One instruction outside of fusions; `flops` and `bytes` are of one execution."""
+    """Describes an instruction outside of fusions; `flops` and `bytes` are of one execution."""
 
     name: str
     count: float
@@ -16,21 +16,21 @@ class Work(NamedTuple):
     source: str
 
     def seconds(self, flops_rate: float, bandwidth: float) -> float:
-        """Of all its executions: as fast as the slower of the two allows (Williams et al. 2009)."""
+        """Returns the time of all executions, each the longer of the two (Williams et al. 2009)."""
         return self.count * max(self.flops / flops_rate, self.bytes / bandwidth)
 
 
 def read_work(module: Module, executions: Executions) -> list[Work]:
-    """Every instruction that multiplies matrices or moves bytes, in the order of the text."""
-    found, inside = [], fused(module)
+    """Returns every instruction that multiplies matrices or moves bytes, in the text's order."""
+    works, inside = [], fused(module)
     for name, instructions in module.computations.items():
         count = executions.times[name]
         if name in inside or not count:
             continue
-        for one in instructions.values():
-            flops = products.flops(module, instructions, one)
-            moved = traffic.main_memory_bytes(module, instructions, one)
+        for instruction in instructions.values():
+            flops = products.flops(module, instructions, instruction)
+            moved = traffic.main_memory_bytes(module, instructions, instruction)
             if flops or moved:
-                label = one.attribute(r'op_name="([^"]*)"') or one.name
-                found.append(Work(label, count, flops, moved, source(module, one)))
-    return found
+                label = instruction.attribute(r'op_name="([^"]*)"') or instruction.name
+                works.append(Work(label, count, flops, moved, source(module, instruction)))
+    return works

@@ -10,7 +10,7 @@ from tests.moe.test_cli import run
 
 needs_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, the TPU's compiler, is not installed: pip install 'permoe[plan]'",
+    reason="libtpu, the TPU's compiler, is not installed: pip install -e '.[plan]'",
 )
 DIGITS = "--config=configs/digits.py"
 SMALL = [
@@ -58,6 +58,8 @@ def test_gpus_get_what_can_be_known(tmp_path, capsys):
     assert over["all-reduce", ("data", "expert")] == "network"
     assert numbers["time"]["slowest"] is None and numbers["time"]["fastest"] > 0
     assert "not known: main memory's traffic" in out and "at least" in out
+    done = numbers["flops_per_chip"]["program"]
+    assert numbers["time"]["compute"] == done / 494e12 and "compute, at the TF32 peak" in out
 
 
 @pytest.mark.parametrize(
@@ -71,12 +73,17 @@ def test_gpus_get_what_can_be_known(tmp_path, capsys):
         ([DIGITS, "--topology=cpu:8", "--sweep", *SMALL], "which only a TPU's compiler says"),
         ([DIGITS, "--topology=cpu:8", "--sweep=x"], "invalid int value"),
         ([DIGITS, "--topology=cpu:8", "--json=no/such/plan.json"], "there is no directory no/such"),
+        ([DIGITS, "--topology=cpu:8", "--json=tests"], "--json=tests: tests is a directory"),
+        ([DIGITS, "--topology=cpu:8", "--json=/dev/full"], "/dev/full is no regular file"),
+        ([DIGITS, "--topology=cpu:8", "--json="], "--json="),
+        ([DIGITS, "--topology=cpu:1000000"], "expected 4096 at most"),
         ([DIGITS, "--topology=cpu:8", "--config.data.name=imagenet2012"], ".num_classes=N"),
         ([DIGITS, "--topology=cpu:8", "--config.router.name=topp"], "'topp' is unknown"),
         ([DIGITS, "--topology=cpu:4000", *SMALL], "a topology of 4000 devices needs a process"),
     ],
 )
 def test_errors(argv, message, monkeypatch, capsys):
+    monkeypatch.setattr("moe.plan.planner.compile_step", None)  # not reached
     assert message in run(plan_script, argv, monkeypatch, capsys)
 
 

@@ -12,7 +12,7 @@ from moe.errors import UsageError
 from moe.plan import links, memory
 from moe.plan.chips import CHIPS, Chip
 from moe.plan.collectives import Collective
-from moe.plan.compiled import out_of_memory
+from moe.plan.compiled import Compiled, out_of_memory
 from moe.plan.flops import count_flops
 from moe.plan.roofline import roofline
 from moe.plan.sweep import divisors, meshes
@@ -118,6 +118,22 @@ def test_what_fits():
     assert known._replace(limit=13e9, total=13.1e9).fits is False
 
 
+@pytest.mark.parametrize(
+    ("peak", "padding", "activations", "temporary"),
+    [
+        (28_524_032, 903_036, 0, 0),  # of a v5e: less than what it was handed and its code
+        (28_942_848, 1_321_852, 0, 0),
+        (29_442_848, 1_321_852, 400_000, 100_000),
+    ],
+)
+def test_no_part_of_a_chips_memory_is_negative(peak, padding, activations, temporary):
+    known = memory.Memory(544_552, 1_089_116, 0, 17_152, 400_000, limit=16e9)
+    program = Compiled("", arguments=2_972_672, peak=peak, code=25_970_176)
+    parts = memory.split_peak(known, program)
+    assert (parts.padding, parts.activations, parts.temporary) == (padding, activations, temporary)
+    assert parts.total == peak == sum(parts[: parts._fields.index("total")])
+
+
 def test_the_compilers_words():
     message = (
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
@@ -198,6 +214,11 @@ def test_chips_are_plausible():
             continue
         assert 1e14 < chip.flops("bfloat16") < 2e15
         assert chip.flops("float32") <= chip.flops("bfloat16")
+        # A TPU multiplies float32 in one pass of bfloat16, a GPU in TF32 at half the rate.
+        expected = {"tpu": ("bfloat16", 1.0), "gpu": ("TF32", 0.5)}[chip.kind]
+        ratio = chip.flops("float32") / chip.flops("bfloat16")
+        assert (chip.arithmetic("float32"), pytest.approx(ratio, rel=2e-3)) == expected
+        assert chip.arithmetic("bfloat16") == "bfloat16"
         assert 100 < chip.flops("bfloat16") / chip.hbm_bandwidth < 1000
         assert 10e9 < chip.hbm < 200e9 and chip.network < chip.link * max(chip.links, 1)
         assert chip.source.startswith("https://")
@@ -209,6 +230,8 @@ def test_chips_are_plausible():
         ("v5p:4x4x8", (1, "v5p", (4, 4, 8))),
         ("2xv5e:16x16", (2, "v5e", (16, 16))),
         ("h100:4x8", (1, "h100", (4, 8))),
+        ("a100:8", (1, "a100", (8,))),
+        ("64xv6e:16x16", (64, "v6e", (16, 16))),
         ("cpu:8", (1, "cpu", (8,))),
     ],
 )
@@ -223,10 +246,25 @@ def test_names_of_topologies(name, expected):
         ("v5p", "is not CHIP:SHAPE; expected for example v5p:4x4x8"),
         ("v5p:4x4x", "is not CHIP:SHAPE"),
         ("v9:4x4", "no chip 'v9'; expected v4, v5e"),
-        ("v5p:0x4x4", "expected NxCHIP:AxBxC for a tpu, no size 0"),
-        ("2xh100:4x8", "expected CHIP:HOSTSxGPUS for a gpu"),
-        ("cpu:2x2x2", "expected cpu:N for a cpu"),
+        ("v5p:4x4x\u0664", "is not CHIP:SHAPE"),  # a digit, but not one of 0 to 9
+        ("v5p:\uff14x4x8", "is not CHIP:SHAPE"),
+        ("cpu:" + "9" * 5000, "is not CHIP:SHAPE"),
+        ("v5p:0x4x4", "expected v5p:AxBxC or Nxv5p:AxBxC, no size 0"),
+        ("0xv5p:4x4x4", "expected v5p:AxBxC or Nxv5p:AxBxC, no size 0"),
+        ("v5p:4x4", "expected v5p:AxBxC or"),
+        ("v4:8", "expected v4:AxBxC or"),
+        ("v5e:2x2x1", "expected v5e:AxB or Nxv5e:AxB"),
+        ("v6e:4", "expected v6e:AxB or"),
+        ("2xh100:4x8", "expected h100:HOSTSxGPUS"),
+        ("h100:2x2x2", "expected h100:HOSTSxGPUS"),
+        ("2xcpu:2", "expected cpu:N, no size 0"),
+        ("cpu:2x2x2", "expected cpu:N"),
         ("v5e:32x16", "a slice of v5e has 256 at most"),
+        ("h100:99999999", "a host of h100 has 8 at most"),
+        ("a100:1x16", "a host of a100 has 8 at most"),
+        ("h100:999999x8", "has 7999992 devices; expected 4096 at most"),
+        ("99999xv5e:16x16", "has 25599744 devices; expected 16384 at most"),
+        ("cpu:1000000", "has 1000000 devices; expected 4096 at most"),
     ],
 )
 def test_names_of_no_topology(name, message):
