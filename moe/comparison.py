@@ -109,7 +109,7 @@ def _checked_names(names: list[str] | None) -> list[str]:
                 f"--routers: {name!r} is unknown; expected {', '.join(ROUTERS)}, dense"
             )
         if names.count(name) > 1:
-            raise UsageError(f"--routers: {name!r} stands there twice; name each row once")
+            raise UsageError(f"--routers: {name!r} is named twice; name each row once")
     return names
 
 

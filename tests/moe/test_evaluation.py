@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import eval as eval_script
 from moe import outputs
 from moe.errors import UsageError
 from moe.evaluate import evaluate, routing_table, scalars
@@ -16,6 +17,7 @@ from moe.records import read
 from moe.step import make_eval_step
 from moe.trainer import train
 from moe.vit import Output
+from routers import ROUTERS
 
 
 def evaluated(workdir, **arguments):
@@ -98,6 +100,27 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
     with pytest.raises(UsageError, match=r"cannot write .*eval.json: No space left on device"):
         outputs.write(file, fail)
     assert json.loads(file.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_run_whose_config_file_registers_a_router(run_copy, tmp_path, monkeypatch):
+    """As in a new process: the router is known only once the file is named."""
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from moe.config import default as get_config\n"
+        "from routers import ROUTERS\n"
+        "ROUTERS['own'] = ROUTERS['topk']\n"
+    )
+    saved = json.loads((run_copy / "config.json").read_text())
+    saved["router"]["own"] = saved["router"].pop(saved["router"]["name"])
+    saved["router"]["name"] = "own"
+    (run_copy / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UsageError, match=r"router 'own', which is unknown here.*--config=FILE"):
+        evaluated(run_copy)
+    try:
+        eval_script.main([f"--workdir={run_copy}", f"--config={file}"])
+    finally:
+        ROUTERS.pop("own", None)
+    assert json.loads((run_copy / "eval.json").read_text())["examples"] == 359
 
 
 def damage(checkpoint):
