@@ -20,7 +20,7 @@ def main(argv) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 .. SEEDS-1")
     parser.add_argument("--out", required=True, help="the directory of the comparison")
     flags, overrides = cli.parse(parser, argv)
-    out = cli.local_path(flags.out)
+    out = cli.local_path(flags.out, "--out")
     from moe.comparison import compare  # late: a misspelt flag should not wait for JAX
 
     names = None if flags.routers == "all" else flags.routers.split(",")

@@ -31,7 +31,7 @@ def main(argv) -> None:
     cluster.add_flags(parser)
     flags, overrides = cli.parse(parser, argv)
     workdir = cli.local_path(flags.workdir)
-    if flags.config:
+    if flags.config is not None:
         cli.load_config(flags.config, {})
     with distributed.processes(flags):
         from moe.evaluation import evaluate_run  # late: a misspelt flag should not wait for JAX

@@ -30,7 +30,7 @@ def main(argv) -> None:
     )
     flags, overrides = cli.parse(parser, argv)
     config = cli.load_config(flags.config, overrides)
-    file = None if flags.json is None else cli.local_path(flags.json)
+    file = None if flags.json is None else cli.local_path(flags.json, "--json")
     from moe.plan.answer import answer  # late: a misspelt key should not wait for JAX
 
     answer(config, flags.topology, flags.sweep, file)

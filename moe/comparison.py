@@ -23,6 +23,7 @@ from moe.run import open_source, set_up
 from moe.trainer import train
 from routers import ROUTERS
 
+MOST_SEEDS = 1000
 DENSE = "dense"  # the baseline: an MLP of the experts' FLOPs in place of each layer of experts
 # Keys that the rows and seeds set, and what to type instead.
 CHOSEN = {
@@ -68,14 +69,14 @@ def compare(
       UsageError: before anything is trained, an unknown or repeated name, no seed, a key that the
         rows set, a run that cannot start, or a directory that cannot be written to.
     """
-    config = cli.load_config(config_file, overrides)  # first: the file may register routers
+    cli.load_config(config_file, {})  # first: the file may register routers
     for key, instead in CHOSEN.items():
         if key in overrides:
             raise UsageError(f"--config.{key}: the rows of a comparison set it; use {instead}")
     names = _checked_names(names)
-    if seeds < 1:
-        raise UsageError(f"--seeds={seeds} must be 1 or more")
-    configs = {name: _row_configs(config, name, seeds) for name in names}
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise UsageError(f"--seeds={seeds} must be from 1 to {MOST_SEEDS}")
+    configs = {name: _row_configs(config_file, overrides, name, seeds) for name in names}
     _check(configs, out)
     rows = []
     for name in names:
@@ -113,13 +114,11 @@ def _checked_names(names: list[str] | None) -> list[str]:
     return names
 
 
-def _row_configs(config: ConfigDict, name: str, seeds: int) -> list[ConfigDict]:
+def _row_configs(file: str, overrides: dict[str, str], name: str, seeds: int) -> list[ConfigDict]:
     """Returns the config of each seed of a row."""
     choice = {"moe.dense": "true"} if name == DENSE else {"router.name": name}
-    return [
-        cli.apply(ConfigDict(config.to_dict()), choice | {"seed": str(seed)})
-        for seed in range(seeds)
-    ]
+    settings = overrides | choice
+    return [cli.load_config(file, settings | {"seed": str(seed)}) for seed in range(seeds)]
 
 
 def _check(configs: dict[str, list[ConfigDict]], out: pathlib.Path) -> None:

@@ -23,7 +23,6 @@ from moe.evaluate import evaluate, routing_table, scalars
 from moe.model import build_model
 from moe.run import Run, open_source, set_up
 from moe.workdir import saved_config
-from routers import ROUTERS
 
 PICTURES = 12  # images in the routing picture
 # Overrides that change where an evaluation runs, and those that change what it measures. Any other
@@ -106,11 +105,6 @@ def _prepare(workdir: pathlib.Path, split: str | None, overrides: dict[str, str]
     saved = saved_config(workdir)
     if saved is None:
         raise UsageError(f"{workdir} holds no run (no config.json); train one with train.py")
-    if saved.router.name not in ROUTERS:
-        raise UsageError(
-            f"{workdir} was trained with the router {saved.router.name!r}, which is unknown here; "
-            "if a config file registers it, name that file: eval.py --config=FILE"
-        )
     config = override(saved, overrides)
     source = open_source(config, split or config.data.eval_split)
     run = set_up(config, source)

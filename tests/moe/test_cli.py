@@ -119,7 +119,7 @@ def test_a_workdir_of_another_config_is_left_alone(finished_run, data_dir, monke
         (["--config.model.width=32"], "--config.model.width cannot be changed: evaluation takes"),
         (["--config.router.name=topk"], "--config.router.name cannot be changed"),
         (["--config.data.image_size=16"], "the overrides do not fit the checkpoint"),
-        (["--config.eval.batch_size=12"], "must be a positive multiple of 8"),
+        (["--config.eval.batch_size=12"], "must be a multiple of 8"),
         (["--config.mesh.expert=3"], "config.mesh asks for a multiple of 3 devices"),
         (["--config.data.name=cifar100"], "python -m moe.data.prepare cifar100"),
         (["--config.moe.eval_capacity=4"], "did you mean moe.eval_capacity_factor"),

@@ -88,12 +88,16 @@ def test_a_router_of_the_config_file_is_a_row(trained, tmp_path, monkeypatch):
         ("--routers=topk,topp", "--routers: 'topp' is unknown; expected topk"),
         ("--routers=", "--routers: '' is unknown"),
         ("--routers=topk,dense,topk", "--routers: 'topk' is named twice"),
-        ("--seeds=0", "--seeds=0 must be 1 or more"),
+        ("--seeds=0", "--seeds=0 must be from 1 to 1000"),
         ("--config.moe.dense=True", "--config.moe.dense: the rows of a comparison set it"),
         ("--config.router.name=soft_moe", "use --routers=NAME,NAME"),
         ("--config.seed=3", "use --seeds=N for the seeds 0 to N-1"),
-        ("--config.router.expert_choice.k=9", "at most num_experts=4"),  # of the second row
-        ("--out=gs://bucket/x", "gs://bucket/x"),
+        (
+            "--config.router.expert_choice.k=9",
+            "k=9 is above moe.num_experts=4",
+        ),  # of the second row
+        ("--out=gs://bucket/x", "--out=gs://bucket/x is an address, not a path"),
+        ("--out=", "--out is empty; expected a path"),
     ],
 )
 def test_what_cannot_be_compared(

@@ -114,7 +114,7 @@ def test_a_run_whose_config_file_registers_a_router(run_copy, tmp_path, monkeypa
     saved["router"]["own"] = saved["router"].pop(saved["router"]["name"])
     saved["router"]["name"] = "own"
     (run_copy / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(UsageError, match=r"router 'own', which is unknown here.*--config=FILE"):
+    with pytest.raises(UsageError, match=r"config.json.* router 'own' is none of .*--config=FILE"):
         evaluated(run_copy)
     try:
         eval_script.main([f"--workdir={run_copy}", f"--config={file}"])

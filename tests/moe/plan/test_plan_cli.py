@@ -75,7 +75,7 @@ def test_gpus_get_what_can_be_known(tmp_path, capsys):
         ([DIGITS, "--topology=cpu:8", "--json=no/such/plan.json"], "there is no directory no/such"),
         ([DIGITS, "--topology=cpu:8", "--json=tests"], "--json=tests: tests is a directory"),
         ([DIGITS, "--topology=cpu:8", "--json=/dev/full"], "/dev/full is no regular file"),
-        ([DIGITS, "--topology=cpu:8", "--json="], "--json="),
+        ([DIGITS, "--topology=cpu:8", "--json="], "--json is empty; expected a path"),
         ([DIGITS, "--topology=cpu:1000000"], "expected 4096 at most"),
         ([DIGITS, "--topology=cpu:8", "--config.data.name=imagenet2012"], ".num_classes=N"),
         ([DIGITS, "--topology=cpu:8", "--config.router.name=topp"], "'topp' is unknown"),
