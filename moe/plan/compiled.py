@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from moe.errors import UsageError
 from moe.run import Run
 
 
@@ -44,19 +43,13 @@ def compile_step(run: Run, options: dict[str, Any] | None = None) -> Compiled:
 
     Args:
       options: of the compiler.
-
-    Raises:
-      UsageError: the config does not fit itself, found as its step is traced.
     """
     start = time.perf_counter()
     state, batch = run.abstract_state(), run.abstract_batch()
     layout = jax.tree.map(lambda a: a.sharding, state)
     with jax.set_mesh(run.mesh):
         step = jax.jit(run.train_step, donate_argnums=0, out_shardings=(layout, run.replicated))
-        try:
-            lowered = step.lower(state, batch)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        lowered = step.lower(state, batch)
         try:
             program = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:

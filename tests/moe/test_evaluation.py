@@ -163,7 +163,7 @@ class Constant(nnx.Module):
         self.logits = nnx.Param(jnp.asarray(logits, jnp.float32))
 
     def __call__(self, images, mask):
-        return Output(jnp.tile(self.logits.get_value(), (len(images), 1)), jnp.zeros(()), {})
+        return Output(jnp.tile(self.logits.get_value(), (len(images), 1)), {})
 
 
 def sums_of(logits, tiny):

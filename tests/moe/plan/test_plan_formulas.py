@@ -12,13 +12,13 @@ from moe.errors import UsageError
 from moe.plan import links, memory
 from moe.plan.chips import CHIPS, Chip
 from moe.plan.collectives import Collective
-from moe.plan.compiled import Compiled, out_of_memory
+from moe.plan.compiled import Compiled, compile_step, out_of_memory
 from moe.plan.flops import count_flops
 from moe.plan.roofline import roofline
 from moe.plan.sweep import divisors, meshes
 from moe.plan.topology import split_name
 from moe.plan.work import Work
-from moe.run import set_up
+from moe.run import Run, set_up
 
 V5P = CHIPS["v5p"]
 # Wide enough that matrix products are nearly all that XLA counts.
@@ -132,6 +132,17 @@ def test_no_part_of_a_chips_memory_is_negative(peak, padding, activations, tempo
     parts = memory.split_peak(known, program)
     assert (parts.padding, parts.activations, parts.temporary) == (padding, activations, temporary)
     assert parts.total == peak == sum(parts[: parts._fields.index("total")])
+
+
+def test_a_mistake_in_a_users_router_keeps_its_traceback(tiny, monkeypatch):
+    def step(state, batch):
+        raise ValueError("not enough values to unpack (expected 3, got 2)")
+
+    sizes = {"data__image_size": "8", "data__channels": "1", "data__num_classes": "10"}
+    run = set_up(tiny(**sizes))
+    monkeypatch.setattr(Run, "train_step", property(lambda run: step))
+    with pytest.raises(ValueError, match="not enough values to unpack"):
+        compile_step(run)
 
 
 def test_the_compilers_words():
