@@ -15,7 +15,7 @@ from moe.blocks import REMATS
 from moe.data import Augment
 from moe.dispatch import DISPATCHES
 from moe.errors import UsageError
-from moe.optimizer import OPTIMIZERS, SCHEDULES, warmup_steps
+from moe.optimizer import DIRECTIONS, SCHEDULES, warmup_steps
 from moe.ranges import Key, annotated, fit, keyword_settings
 from moe.step import LOSSES
 from moe.vit import POOLS, POSITIONS, SIZES
@@ -34,7 +34,9 @@ FREE_KEYS = ("checkpoint", "data.data_dir", "eval", "log", "mesh", "nonfinite")
 # or another meaning. Programs before the first number wrote none.
 VERSION = 1
 PATH_KEYS = ("data.data_dir", "init.workdir")
-REMOVED_KEYS = ("compile_cache",)  # of older programs; they changed no number
+# Of older programs: a directory of compiled programs; the type in which gradients cross devices,
+# which is their layer's in any case.
+REMOVED_KEYS = ("compile_cache", "optimizer.grad_dtype")
 
 
 def keys() -> dict[str, Key]:
@@ -93,19 +95,21 @@ def keys() -> dict[str, Key]:
             **{name: keyword_settings(router.__init__) for name, router in ROUTERS.items()},
         },
         "optimizer": {
-            "name": Key("adamw", OPTIMIZERS),
+            "name": Key("adamw", tuple(DIRECTIONS)),
             "learning_rate": Key(1e-3, "[0, 100]"),  # peak
             "schedule": Key("cosine", SCHEDULES),  # after the warm-up
             "warmup_steps": Key(-1, "-1 or [0, 2e9]"),  # -1: the next key's share of num_steps
             "warmup": Key(0.1, RATE),
-            "weight_decay": Key(0.05, "[0, 1e3]"),  # on matrices only
-            "b1": Key(0.9, "[0, 0.999999]"),  # momentum of sgd
-            "b2": Key(0.999, "[0, 0.999999]"),
+            "weight_decay": Key(
+                0.05, "[0, 1e3]"
+            ),  # of matrices, 1 - learning_rate * weight_decay a step
+            "b1": Key(0.9, "[0, 0.999999]"),  # momentum of adamw and sgd; adafactor has none
+            "b2": Key(0.999, "[0, 0.999999]"),  # of adamw's second moment
             "grad_clip": Key(1.0, "0 or [1e-6, 1e6]"),  # global norm; 0: off
             "label_smoothing": Key(0.0, RATE),
-            "accumulate": Key(1, "[1, 1e6]"),  # micro-batches per step
-            # "bfloat16": every gradient crosses devices so; "float32": as its layer computes.
-            "grad_dtype": Key("float32", ("float32", "bfloat16")),
+            "accumulate": Key(
+                1, "[1, 1e6]"
+            ),  # micro-batches per step, see `moe.step.make_gradient`
             # 0: off; otherwise evaluation uses the averaged parameters.
             "ema_decay": Key(0.0, "[0, 0.999999]"),
         },

@@ -42,7 +42,11 @@ def check(run: Run, state: State, checkpoints: Checkpoints, source: ImageSource)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     raise AgreedError(
         f"step {done + 1} is not finite, and was not applied: "
-        + (f"gradients of {shown}{more} (of {len(leaves)})" if names else "its loss or the norm")
+        + (
+            f"gradients of {shown}{more} (of {len(leaves)})"
+            if names
+            else "its loss, its norm or what the optimizer made of it"
+        )
         + (f"; the last good checkpoint is of step {steps[-1]}" if steps else "; no checkpoint yet")
         + "; start anew with a lower --config.optimizer.learning_rate, or go on without such steps "
         "by --config.nonfinite=skip"

@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 from moe.errors import UsageError
 
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
-OPTIMIZERS = ("adamw", "sgd", "adafactor")
 
 
 def warmup_steps(config: ConfigDict) -> int:
@@ -29,7 +28,7 @@ def warmup_steps(config: ConfigDict) -> int:
 
 
 def build_schedule(config: ConfigDict) -> optax.Schedule:
-    """Linear warmup to the peak, then cosine or linear decay to 0, 1/sqrt(step), or constant."""
+    """Returns a linear warmup, then cosine or linear decay to 0, 1/sqrt(step) or the peak."""
     section = config.optimizer
     peak, warmup, steps = section.learning_rate, warmup_steps(config), config.num_steps
     after = {
@@ -45,35 +44,57 @@ def build_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Global-norm clipping, then adamw, sgd with momentum, or adafactor."""
+    """Returns global-norm clipping, the optimizer's direction, weight decay and the learning rate.
+
+    Weight decay has one meaning for all of them, AdamW's (Loshchilov and Hutter 2019): a matrix W
+    becomes (1 - learning_rate * weight_decay) W minus learning_rate times the direction.
+    """
     section = config.optimizer
-    rate, decay = build_schedule(config), section.weight_decay
-    optimizer = {
-        "adamw": lambda: optax.adamw(
-            rate, section.b1, section.b2, weight_decay=decay, mask=decayed
-        ),
-        "sgd": lambda: optax.chain(
-            optax.add_decayed_weights(decay, decayed),
-            optax.sgd(rate, momentum=section.b1, nesterov=True),
-        ),
-        "adafactor": lambda: optax.adafactor(
-            rate, weight_decay_rate=decay or None, weight_decay_mask=decayed
-        ),
-    }[section.name]()
+    parts = [
+        DIRECTIONS[section.name](section),
+        optax.add_decayed_weights(section.weight_decay, decayed),
+        optax.scale_by_learning_rate(build_schedule(config)),
+    ]
     if section.grad_clip > 0:
-        optimizer = optax.chain(optax.clip_by_global_norm(section.grad_clip), optimizer)
-    return optimizer
+        return optax.chain(optax.clip_by_global_norm(section.grad_clip), optax.chain(*parts))
+    return optax.chain(*parts)
+
+
+def adam(section: ConfigDict) -> optax.GradientTransformation:
+    """Returns Adam's direction (Kingma and Ba 2015): b1 and b2 are the decays of its moments."""
+    return optax.scale_by_adam(section.b1, section.b2)
+
+
+def momentum(section: ConfigDict) -> optax.GradientTransformation:
+    """Returns the gradient with Nesterov's momentum b1."""
+    return optax.trace(section.b1, nesterov=True)
+
+
+def adafactor(section: ConfigDict) -> optax.GradientTransformation:
+    """Returns Adafactor's direction (Shazeer and Stern 2018), relative to a parameter's size.
+
+    It has no momentum, and its second moment's decay is a schedule of its own: b1 and b2 are not
+    used.
+    """
+    return optax.chain(
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_param_block_rms(),
+    )
+
+
+DIRECTIONS = {"adamw": adam, "sgd": momentum, "adafactor": adafactor}
 
 
 def decayed(params):
-    """True for matrices, which the code names kernels; biases, norms and embeddings are not."""
+    """Returns True for matrices, which the code names kernels, and False for all else."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: any("kernel" in str(getattr(k, "key", k)) for k in path), params
     )
 
 
 def optimizer_shardings(optimizer: optax.GradientTransformation, opt_state, params):
-    """Where each array of the optimizer's state lies: with its parameter, or everywhere.
+    """Returns where each array of the optimizer's state lies: with its parameter, or everywhere.
 
     `opt_state` and `params` are shapes, the latter with shardings. Adafactor's moments are a
     parameter's without one of its axes.

@@ -18,7 +18,7 @@ State = dict[str, Any]  # step, params, opt_state, and ema where the config asks
 
 
 def example_losses(config: ConfigDict, logits, batch, smoothing: float = 0.0) -> jax.Array:
-    """Loss of each example, [B]: softmax or sigmoid cross-entropy, with mixup's second label."""
+    """Returns each example's softmax or sigmoid cross-entropy, [B], with mixup's second label."""
     classes = logits.shape[-1]
     targets = jax.nn.one_hot(batch["label"], classes)
     if "mix" in batch:
@@ -31,14 +31,14 @@ def example_losses(config: ConfigDict, logits, batch, smoothing: float = 0.0) ->
 
 
 def main_label(batch) -> jax.Array:
-    """The label of each example, [B]; under mixup the heavier of the two."""
+    """Returns the label of each example, [B]; under mixup the heavier of the two."""
     if "mix" not in batch:
         return batch["label"]
     return jnp.where(batch["mix"] >= 0.5, batch["label"], batch["label_mixed"])
 
 
 def initial_state(config: ConfigDict, params, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first step."""
+    """Returns the state before the first step."""
     step = jnp.zeros((), jnp.int32)
     state = {"step": step, "params": params, "opt_state": optimizer.init(params)}
     if config.optimizer.ema_decay:
@@ -47,17 +47,21 @@ def initial_state(config: ConfigDict, params, optimizer: optax.GradientTransform
 
 
 def make_gradient(config: ConfigDict, graphdef) -> Callable:
-    """params, batch, key -> the gradient of the mean loss, and sums over the batch."""
+    """Returns a function: params, batch, key -> the gradient of the mean loss, and sums.
+
+    With `optimizer.accumulate` micro-batches the gradient of the examples' losses, and of the
+    z-loss, is that of the whole batch. An auxiliary loss of the batch's statistics (load balance,
+    importance, load) is not linear in them: it is then the mean of the micro-batches' own losses,
+    each over its own tokens. Noise and dropout have a key of their own in each micro-batch.
+    """
     parts = config.optimizer.accumulate
     if parts < 1 or config.batch_size % parts:
         raise UsageError(
             f"config.optimizer.accumulate={parts} must divide batch_size={config.batch_size}"
         )
-    if config.optimizer.grad_dtype == "bfloat16" and config.model.dtype != "bfloat16":
-        raise UsageError("config.optimizer.grad_dtype=bfloat16 needs --config.model.dtype=bfloat16")
 
     def split(a):
-        """[B, ...] to [parts, B/parts, ...]: whole routing groups, of every device its share."""
+        """Splits [B, ...] to [parts, B/parts, ...]: whole groups, of every device its share."""
         groups = a.reshape(-1, parts, config.moe.group_size, *a.shape[1:])
         return groups.swapaxes(0, 1).reshape(parts, -1, *a.shape[1:])
 
@@ -69,12 +73,10 @@ def make_gradient(config: ConfigDict, graphdef) -> Callable:
         return losses.mean() + out.aux_loss, sums | traffic(out, len(losses))
 
     def gradient(params, batch, key):
-        """The gradient in float32 and the sums."""
-        grads, sums = jax.grad(loss, has_aux=True)(_rounded(config, params), batch, key)
-        return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), sums
+        return jax.grad(loss, has_aux=True)(params, batch, key)
 
     def gradient_in_parts(params, batch, key):
-        """The same gradient and sums from micro-batches, one after the other, to save memory."""
+        """Returns the means over micro-batches, computed one after the other to save memory."""
         batches = jax.tree.map(split, batch)
         keys = jax.random.split(key, parts)
 
@@ -90,25 +92,31 @@ def make_gradient(config: ConfigDict, graphdef) -> Callable:
     return gradient if parts == 1 else gradient_in_parts
 
 
-def make_train_step(config: ConfigDict, graphdef, optimizer) -> Callable:
-    """state, batch, halted=False -> the state one step on, and sums over the batch.
+def finite(tree) -> jax.Array:
+    """Returns whether every number of the tree is finite, as one boolean."""
+    leaves = [jnp.isfinite(a).all() for a in jax.tree.leaves(tree)]
+    return jnp.stack(leaves).all()
 
-    All chance comes from (seed, step). An update that is not finite, and any that is `halted`, is
-    refused: the state stays as it was and the sums count a skipped step only. Under
-    `nonfinite="skip"` its step has passed all the same, so that the next one has another key.
+
+def make_train_step(config: ConfigDict, graphdef, optimizer) -> Callable:
+    """Returns a function: state, batch, halted=False -> the next state, and sums over the batch.
+
+    All randomness comes from (seed, step). An update that is not finite, and any that is `halted`,
+    is refused: the state stays as it was and the sums count a skipped step only. Under
+    `nonfinite="skip"` the step number advances all the same, so that the next one has another key.
     """
     compute = make_gradient(config, graphdef)
 
     def train_step(state: State, batch, halted=False):
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         grads, sums = compute(state["params"], batch, key)
-        # The norm is there for the log, and is finite only where all gradients are. One that
-        # overflows (gradients of 1e19) is refused too: Adam's second moments would overflow.
         norm = optax.tree.norm(grads)
-        good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & ~jnp.asarray(halted)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {"params": params, "opt_state": opt_state}
+        # What is kept is checked, not the gradients: finite ones too can lead to an update that is
+        # not (moments that overflow, a learning rate of 1e38), or to moments that stop all others.
+        good = finite(new) & jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & ~jnp.asarray(halted)
         if "ema" in state:
             new["ema"] = optax.incremental_update(
                 params, state["ema"], 1 - config.optimizer.ema_decay
@@ -124,23 +132,8 @@ def make_train_step(config: ConfigDict, graphdef, optimizer) -> Callable:
     return train_step
 
 
-def _rounded(config: ConfigDict, params):
-    """The parameters to differentiate at: in bfloat16 where gradients shall cross devices so.
-
-    What computes in float32 in every model, the routers and the head, is left alone.
-    """
-    if config.optimizer.grad_dtype == "float32":
-        return params
-
-    def one(path, a):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return a if ".router." in name or name.startswith("head.") else a.astype(jnp.bfloat16)
-
-    return jax.tree_util.tree_map_with_path(one, params)
-
-
 def make_eval_step(config: ConfigDict, graphdef) -> Callable[[Any, dict], dict]:
-    """params, batch -> sums over the real examples of the batch."""
+    """Returns a function: params, batch -> sums over the real examples of the batch."""
 
     def eval_step(params, batch):
         mask = batch["mask"]
@@ -167,7 +160,7 @@ def make_eval_step(config: ConfigDict, graphdef) -> Callable[[Any, dict], dict]:
 
 
 def traffic(out: Output, examples) -> dict:
-    """Sums of each layer's expert loads, and of its share of dropped weight times examples."""
+    """Returns each layer's expert loads, and its share of dropped weight times the examples."""
     return {
         "load": {str(i): report.load_E for i, report in out.reports.items()},
         "dropped": {str(i): report.dropped * examples for i, report in out.reports.items()},
