@@ -7,6 +7,10 @@ Each run lives in DIR/ROUTER/SEED and can be evaluated by itself; the same comma
 """
 
 import argparse
+import signal
+
+if __name__ == "__main__":  # until there is something to save, Ctrl-C ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from moe import cli
 
