@@ -121,19 +121,19 @@ class Looks:
         recorded = {k: v for k, v in self._records.last.items() if k.startswith("eval/")}
         if first_text("recorded" if is_first() and recorded else ""):
             return recorded
-        results, row = self._measure(state)
+        results = self._measure(state)
         self._checkpoints.add_metrics(start, results)
         self._best = self._checkpoints.best()
-        self._record(start, results, row)
+        self._record(start, results)
         return results
 
     def evaluate(self, step: int, state: State) -> tuple[Scalars, int]:
         """Returns the scalars and 0, or nothing and the signal that ended the evaluation."""
         try:
-            results, row = self._measure(state)
+            results = self._measure(state)
         except _Stopped as stopped:
             return {}, stopped.number
-        self._record(step, results, row)
+        self._record(step, results)
         return results, 0
 
     def save(self, step: int, state: State, results: Scalars) -> None:
@@ -143,8 +143,8 @@ class Looks:
         with self._pause(state):
             self._checkpoints.save(step, state, results)
 
-    def _measure(self, state: State) -> tuple[Scalars, Scalars]:
-        """Evaluates; returns the results, and what is recorded beside them."""
+    def _measure(self, state: State) -> Scalars:
+        """Evaluates the parameters, or their average where the run keeps one."""
 
         def eval_step(params, batch):
             sums, asked = self._eval_step(params, batch)
@@ -157,10 +157,10 @@ class Looks:
         with self._pause(state):
             total = evaluate(eval_step, params, batches, self._votes.add)
         results = {f"eval/{name}": value for name, value in scalars(total).items()}
-        return results, layer_scalars(total, total["examples"], "eval")
+        return results | layer_scalars(total, total["examples"], "eval")
 
-    def _record(self, step: int, results: Scalars, row: Scalars) -> None:
-        self._records.write(step, results | row)
+    def _record(self, step: int, results: Scalars) -> None:
+        self._records.write(step, results)
         self._progress.note(step, results)
 
     @contextlib.contextmanager

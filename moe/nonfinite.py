@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from moe.checkpoint import Checkpoints, named
 from moe.data import ImageSource
@@ -32,14 +33,15 @@ def check(
     done = int(state["step"])
     batch = run.put(next(run.train_batches(source, done)))
     find = run.jit(_causes(run), out_shardings=run.replicated)
-    gradients, updates = (
+    gradients, new = (
         [name for name, good in named(tree).items() if not good]
         for tree in jax.device_get(find(state, batch))
     )
     cause = "its loss or the norm"
-    if gradients or updates:
-        kind = "gradients" if gradients else "updates, though not the gradients,"
-        cause = f"{kind} of {_some(gradients or updates)} (of {len(named(state['params']))})"
+    if gradients:
+        cause = f"gradients of {_some(gradients)} (of {len(named(state['params']))})"
+    elif new:
+        cause = f"the new {_some(new)}, though all gradients are"
     raise AgreedError(
         f"step {done + 1} is not finite, and was not applied: {cause}; "
         f"{_last_good(checkpoints)}; start anew with a lower --config.optimizer.learning_rate, or "
@@ -68,14 +70,15 @@ def state_check(run: Run) -> Callable[[int, State, Checkpoints], None]:
 
 
 def _causes(run: Run) -> Callable:
-    """state, batch -> for each parameter, whether its gradient and its update are finite."""
+    """Returns a function: state, batch -> whether each gradient is finite, and each new array."""
     gradient = make_gradient(run.config, run.graphdef)
 
     def find(state, batch):
         key = jax.random.fold_in(jax.random.key(run.config.seed), state["step"])
         grads, _ = gradient(state["params"], batch, key)
-        updates, _ = run.optimizer.update(grads, state["opt_state"], state["params"])
-        return tuple(jax.tree.map(lambda a: jnp.isfinite(a).all(), t) for t in (grads, updates))
+        updates, opt_state = run.optimizer.update(grads, state["opt_state"], state["params"])
+        new = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
+        return tuple(jax.tree.map(lambda a: jnp.isfinite(a).all(), tree) for tree in (grads, new))
 
     return find
 
