@@ -29,6 +29,15 @@ def over_row(t, n):
     return jax.lax.dot_general(t, ones, (((), ()), ((), ())), precision="highest")
 
 
+def per_row(x, *numbers):
+    """Returns each number, broadcast, at every row of x `[..., n]`: `[...]` of x's dtype.
+
+    On a mesh they lie where the rows lie, which a broadcast alone would not tell.
+    """
+    zero = jnp.zeros_like(x.sum(-1))
+    return tuple(zero + jnp.asarray(number, x.dtype) for number in numbers)
+
+
 def count_inside(u):
     """How many of u `[..., n]` are between 0 and 1, and how many at least 1."""
     if u.shape[-1] > LONGEST_DOT:

@@ -169,7 +169,7 @@ def test_derivatives_of_the_loss_and_of_the_value():
         ({"k": 1.5}, "k must be a whole number"),
         ({"strength": 0.0}, "strength must be above 0; got 0.0"),
         ({"num_samples": 0}, "num_samples must be at least 1, not 0"),
-        ({"x": np.arange(5)}, "scores must be floating point, not int"),
+        ({"x": np.ones(5, complex)}, "scores must be real numbers, not complex"),
     ],
 )
 @pytest.mark.parametrize("name", OPERATORS)

@@ -96,5 +96,5 @@ def test_half_precision_is_solved_in_single():
 def test_errors_say_what_to_type(alpha):
     with pytest.raises(ValueError, match="alpha must be a finite number above 1, not"):
         entmax(np.ones(3, np.float32), alpha=alpha)
-    with pytest.raises(ValueError, match="scores must be floating point, not int"):
-        sparsemax(np.arange(3))
+    with pytest.raises(ValueError, match="scores must be real numbers, not complex"):
+        sparsemax(np.ones(3, complex))

@@ -186,7 +186,7 @@ def test_pav_on_a_long_row(p, operator):
         ({"k": 0}, "k must be above 0"),
         ({"strength": 0.0}, "strength must be above 0; got 0.0"),
         ({"strength": -1.0}, "strength must be above 0"),
-        ({"x": np.arange(5)}, "scores must be floating point, not int"),
+        ({"x": np.ones(5, complex)}, "scores must be real numbers, not complex"),
     ],
 )
 @operators
