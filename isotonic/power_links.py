@@ -152,7 +152,7 @@ class MagnitudeLink(PowerLink):
         v = jnp.where(inside, u, 0.5)
         # y >= tiny, so that a root tau below it is found at it, with h > 0 wherever a > tau.
         floor = jnp.finfo(gap.dtype).tiny / tau
-        h = jnp.where(inside, jnp.maximum(power(v, self.exponent), floor), gap > 0)
+        h = jnp.where(inside, jnp.maximum(power(v, self.exponent), floor), jnp.clip(u, 0, 1))
         # Bounded: sums of slopes over the row must not overflow either.
         slope = jnp.minimum(power_slope(v, self.exponent) / width, jnp.finfo(gap.dtype).max / 1e8)
         slope = jnp.where(inside, slope, 0)
@@ -167,4 +167,4 @@ class MagnitudeLink(PowerLink):
     def _unit(self, gap, tau, lam):
         tau = jnp.maximum(tau, jnp.finfo(gap.dtype).tiny)
         width, root = self._width(tau, lam)
-        return jnp.where(gap > 0, gap / width, 0), tau, width, root
+        return jnp.where(gap <= 0, 0, gap / width), tau, width, root

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from isotonic.links import Link, Row
-from isotonic.rows import Pair, middle_float, over_row, row_sum
+from isotonic.rows import Pair, middle_float, over_row, per_row, row_sum
 
 MAX_PASSES = 300  # never reached: bisection of a float64 alone takes fewer; most rows take 3 to 5
 
@@ -47,7 +47,8 @@ def threshold(link: Link, x, k, lam) -> Threshold:
       lam: strength > 0; scalar or `[...]`, may be traced.
 
     Returns:
-      The selections `h` and the threshold `tau`; the least float where a row selects all.
+      The selections `h` and the threshold `tau`; the least float where a row selects all. All is
+      NaN, and so are all derivatives, in a row of which a score, k or lam is NaN.
 
     The error in h is that of one summation, whatever max|x|/lam: tau is carried as the unevaluated
     sum of two floats, so that x - tau keeps its digits, as long as eps^2 |tau| is small beside lam.
@@ -56,9 +57,14 @@ def threshold(link: Link, x, k, lam) -> Threshold:
       d tau = (dk - \sum_i (h_x dx + h_lam d lam)_i) / \sum_i (h_tau)_i,
     and 0 where no item lies strictly inside the link (the row is already hard).
     """
-    k, lam = (jnp.broadcast_to(jnp.asarray(a, x.dtype), x.shape[:-1]) for a in (k, lam))
-    h, tau, rest = _threshold(link, x, k, lam)
-    return Threshold(h, tau + rest)
+    return Threshold(*_solve(link, x, k, lam))
+
+
+# Compiled once for each link: a loop that is called as it stands is compiled at every call.
+@partial(jax.jit, static_argnums=0, inline=True)
+def _solve(link, x, k, lam):
+    h, tau, rest = _threshold(link, x, *per_row(x, k, lam))
+    return h, tau + rest
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -75,28 +81,24 @@ def _threshold_jvp(link, primals, tangents):
     terms = link.terms(Pair(*tau).gap(x), tau[0], lam)
     total = row_sum(terms.dtau)
     inner = total < 0
-    total = jnp.where(inner, total, -1)
+    total = jnp.where(inner, total, 0 * tau[0] - jnp.inf)  # divides to 0, or to NaN in rows of NaN
     # Tangents that are zero by construction cost nothing.
     dx, dk, dlam = (None if isinstance(t, SymbolicZero) else t for t in tangents)
     direct = 0 if dx is None else terms.dx * dx
     if dlam is not None:
         direct += terms.dlam * over_row(dlam, n)
     dtau = jnp.zeros_like(k) if isinstance(direct, int) else -row_sum(direct)
-    dtau = jnp.where(inner, (dtau if dk is None else dtau + dk) / total, 0)
+    dtau = (dtau if dk is None else dtau + dk) / total
     return (h, *tau), (direct + terms.dtau * over_row(dtau, n), dtau, jnp.zeros_like(dtau))
 
 
 _threshold.defjvp(_threshold_jvp, symbolic_zeros=True)
 
 
-def _real(x):
-    """1 for the items that are there, 0 for those of -inf."""
-    return (x > -jnp.inf).astype(x.dtype)
-
-
 def _statistics(x, k) -> Row:
-    """The row's statistics, with k kept away from n."""
-    real, length = _real(x), x.shape[-1]
+    """Returns the row's statistics, with k kept away from n; means are NaN where a score is."""
+    length = x.shape[-1]
+    real = (x != -jnp.inf).astype(x.dtype)
     n = row_sum(real)
     count = jnp.maximum(n, 1)
     # Divided first: a sum of huge entries overflows. And +inf is an item like another.
@@ -107,8 +109,8 @@ def _statistics(x, k) -> Row:
 
 
 def _search(link, x, row: Row, k, lam) -> Pair:
-    """Newton inside a bracket: the link's own step while it stays inside."""
-    zero = jnp.zeros_like(k)
+    """Returns the root, by Newton inside a bracket: the link's own step while it stays inside."""
+    zero = jnp.zeros_like(row.mean + k + lam)  # of all three's place on a mesh
     eps = jnp.finfo(x.dtype).eps
     enough = 8 * eps * jnp.minimum(k, 1)  # no h moves by more than the sum does
 
@@ -138,12 +140,13 @@ def _search(link, x, row: Row, k, lam) -> Pair:
         there, done = jax.lax.cond(lost.any(), turn, lambda found: (found.tau, found.done), found)
         return found._replace(tau=there, done=done), passes + 1
 
-    low, high, start = link.bracket(row, lam)
+    low, high, start = (zero + bound for bound in link.bracket(row, lam))
     inside = (low < start) & (start < high)
     start = jnp.where(inside, start, middle_float(low, high))
     every = k >= row.n  # such a row selects all that it has
-    start = Pair(jnp.where(every, jnp.finfo(x.dtype).min, start), zero)
-    search = _Search(start, low, high, zero + jnp.inf, zero - jnp.inf, every)
+    wrong = jnp.isnan(row.mean) | jnp.isnan(k) | jnp.isnan(lam)
+    start = jnp.where(wrong, jnp.nan, jnp.where(every, jnp.finfo(x.dtype).min, start))
+    search = _Search(Pair(start, zero), low, high, zero + jnp.inf, zero - jnp.inf, every | wrong)
     return jax.lax.while_loop(unfinished, improve, (search, 0))[0].tau
 
 

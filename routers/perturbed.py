@@ -15,7 +15,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from routers.operands import rows, whole
+from routers.operands import as_scores, check_axis, nan_rows, rows, whole
+from routers.selection import ranks
 
 
 def perturbed_topk_mask(x, k, key, *, num_samples=100, strength=1.0, axis=-1):
@@ -49,7 +50,7 @@ def perturbed_topk_mask(x, k, key, *, num_samples=100, strength=1.0, axis=-1):
     """
     k = whole(k)
     x, _, lam, restore = rows(x, k, strength, axis)
-    return restore(_mean_mask(k, x, lam, _noise(key, num_samples, x)))
+    return restore(_mean_mask(k, nan_rows(x, lam), lam, _noise(key, num_samples, x)))
 
 
 def perturbed_kth_value(x, k, key, *, num_samples=10, strength=1.0, axis=-1):
@@ -68,11 +69,10 @@ def perturbed_kth_value(x, k, key, *, num_samples=10, strength=1.0, axis=-1):
 
     Source: Garcin et al. 2022, who use it with k + 1 in `topk_hinge_loss`.
     """
-    k = whole(k)
-    dtype = jnp.asarray(x).dtype
-    x, _, lam, _ = rows(x, k, strength, axis)
-    noisy = x + lam[..., None] * _noise(key, num_samples, x)
-    return jax.lax.top_k(noisy, k)[0][..., -1].mean(0).astype(dtype)
+    k, scores = whole(k), as_scores(x)
+    x, _, lam, _ = rows(scores, k, strength, axis)
+    noisy = nan_rows(x, lam) + lam[..., None] * _noise(key, num_samples, x)
+    return jax.lax.top_k(noisy, k)[0][..., -1].mean(0).astype(scores.dtype)
 
 
 def topk_hinge_loss(scores, labels, key, *, k=5, num_samples=10, strength=0.2, margins=None):
@@ -104,31 +104,42 @@ def topk_hinge_loss(scores, labels, key, *, k=5, num_samples=10, strength=0.2, m
     (k + 1)-th scores of the draws pushed down and the label's pushed up.
 
     Raises:
-      ValueError: labels or margins of the wrong shape, labels that are not whole numbers, k
-        outside [1, V - 1]; and those of `perturbed_kth_value`.
+      ValueError: labels or margins of the wrong shape, labels that are not whole numbers in
+        [0, V) (where not traced), k outside [1, V - 1]; and those of `perturbed_kth_value`.
 
     Source: Garcin et al. 2022, stochastic smoothing of the top-K calibrated hinge loss.
     """
-    k = whole(k)
-    scores, labels = jnp.asarray(scores), jnp.asarray(labels)
+    k, scores = whole(k), as_scores(scores)
+    check_axis(-1, scores)
     num_classes = scores.shape[-1]
     if not 1 <= k < num_classes:
         raise ValueError(f"k must be at least 1 and below {num_classes}, the classes; got {k}")
-    if labels.shape != scores.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        found = f"{labels.dtype} {labels.shape}"
-        raise ValueError(f"labels must be whole numbers {scores.shape[:-1]}, not {found}")
+    labels = _class_numbers(labels, scores)
     margin = 1
     if margins is not None:
         if jnp.shape(margins) != (num_classes,):
             raise ValueError(f"margins must be of shape ({num_classes},), not {jnp.shape(margins)}")
         margin = jnp.asarray(margins, scores.dtype)[labels]
     t = perturbed_kth_value(scores, k + 1, key, num_samples=num_samples, strength=strength)
-    own = jnp.take_along_axis(scores, labels[..., None], -1)[..., 0]
+    own = jnp.take_along_axis(scores, labels[..., None], -1, mode="fill")[..., 0]
     return jax.nn.relu(margin + t - own)
 
 
+def _class_numbers(labels, scores):
+    """Returns the labels, checked; traced ones that are no class become one that reads as NaN."""
+    labels, num_classes = jnp.asarray(labels), scores.shape[-1]
+    if labels.shape != scores.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        given = f"{labels.dtype} {labels.shape}"
+        raise ValueError(f"labels must be whole numbers {scores.shape[:-1]}, not {given}")
+    known = (labels >= 0) & (labels < num_classes)
+    if not isinstance(known, jax.core.Tracer) and not known.all():
+        raise ValueError(f"labels must be from 0 to {num_classes - 1}; got {labels}")
+    return jnp.where(known, labels, num_classes)
+
+
 def _noise(key, num_samples, x):
-    """Z `[B, ..., n]`."""
+    """Returns Z `[B, ..., n]`."""
+    num_samples = whole(num_samples, "num_samples")
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     return jax.random.normal(key, (num_samples, *x.shape), x.dtype)
@@ -152,7 +163,6 @@ def _mean_mask_jvp(k, primals, tangents):
 
 
 def _mask(k, x):
-    """The hard mask, by places: scores far above the noise may tie."""
-    places = jax.lax.top_k(x, k)[1]
-    mask = jnp.put_along_axis(jnp.zeros_like(x), places, 1, -1, inplace=False)
-    return jnp.where(x > -jnp.inf, mask, 0)
+    """Returns the hard mask, by places: scores far above the noise may tie."""
+    mask = (ranks(x, k) < k).astype(x.dtype)
+    return jnp.where(x > -jnp.inf, mask, jnp.where(x == -jnp.inf, 0, jnp.nan))

@@ -5,8 +5,7 @@ weights that sum to 1 are at most 1 anyway. So it shares that operator's thresho
 a sort, and its derivative.
 """
 
-import math
-
+from routers.operands import check_norm
 from routers.topk import sparse_topk_mask
 
 
@@ -56,6 +55,5 @@ def entmax(x, *, alpha=1.5, axis=-1):
 
     Source: Peters et al. 2019.
     """
-    if not alpha > 1 or math.isinf(alpha):
-        raise ValueError(f"alpha must be a finite number above 1, not {alpha}; softmax is 1")
+    alpha = check_norm(alpha, "alpha")
     return sparse_topk_mask(x, 1, p=alpha, strength=1 / (alpha - 1), axis=axis)

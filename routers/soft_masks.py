@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from isotonic.links import LaplaceLink, LogisticLink
 from isotonic.threshold import threshold
-from routers.operands import rows, whole
+from routers.operands import nan_rows, rows, whole
 
 
 def lapsum_topk_mask(x, k, *, strength=1.0, axis=-1):
@@ -106,7 +106,8 @@ def sigmoid_topk_mask(x, k, *, strength=1.0, axis=-1):
     """
     k = whole(k)
     x, _, lam, restore = rows(x, k, strength, axis)
-    real, lam = x > -jnp.inf, lam[..., None]
+    x = nan_rows(x, lam)
+    real, lam = x != -jnp.inf, lam[..., None]
     best = largest(x, k + 1)[..., k - 1 :]
     full = best[..., 1:] == -jnp.inf
     theta = jnp.where(full, 0, best / 2).sum(-1, keepdims=True)

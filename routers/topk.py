@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from isotonic.power_links import MagnitudeLink, MaskLink
 from isotonic.threshold import threshold
-from routers.operands import check_norm, rows
+from routers.operands import check_norm, nan_rows, rows
 from routers.permutahedron import project_rows
 
 
@@ -46,11 +46,11 @@ def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
 
     Source: Sander et al. 2023, the relaxed top-k mask.
     """
-    check_norm(p)
+    p = check_norm(p)
     x, k, lam, restore = rows(x, k, strength, axis)
     if solver == "threshold":
-        return restore(threshold(MaskLink(float(p)), x, k, lam).h)
-    return restore(project_rows(x, _top(k, x), lam, p, solver)[0])
+        return restore(threshold(MaskLink(p), x, k, lam).h)
+    return restore(project_rows(nan_rows(x, k, lam), _top(k, x), lam, p, solver)[0])
 
 
 def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
@@ -70,16 +70,18 @@ def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis
 
     Source: Sander et al. 2023, the relaxed top-k in magnitude (phi(x) = x^2/2).
     """
-    check_norm(p)
+    p = check_norm(p)
     x, k, lam, restore = rows(x, k, strength, axis)
+    x = jnp.where(jnp.abs(x) < jnp.inf, x, jnp.nan)
     sign, a = jnp.sign(x), jnp.abs(x)
     if solver == "threshold":
         # Zeros are absent: with fewer than k others the root is tau = 0, far for a bisection.
-        h, tau = threshold(MagnitudeLink(float(p)), jnp.where(a > 0, a, -jnp.inf), k, lam)
-        # y = h tau and lam y^(p-1) = a - tau where 0 < h < 1.
+        h, tau = threshold(MagnitudeLink(p), jnp.where(a == 0, -jnp.inf, a), k, lam)
+        # y = h tau and lam y^(p-1) = a - tau where 0 < h < 1. A row of NaN stays one.
         tau = tau[..., None]
-        out = jnp.where(h < 1, jnp.where(h > 0, h * tau + (a - tau), 0), a)
+        out = jnp.where(h >= 1, a, jnp.where(h <= 0, 0, h * tau + (a - tau)))
     else:
+        a = nan_rows(a, k, lam)
         y, shift = project_rows(a, _top(k, x), lam, p, solver, magnitude=True)
         out = y + jnp.maximum(shift, 0)
     return restore(sign * out)
