@@ -10,8 +10,8 @@ one MLP of width 134.
     ... --config.router.name=topk                        another router, all else equal
     ... --config.moe.dense=True                          the dense counterpart at equal FLOPs
 
-Reaches 98.3 % test accuracy (seed 0; 97.96 % ± 0.32 over seeds 0-2) in about a minute of training
-on two CPU cores; `make train` takes two and a half minutes, installation included.
+Trains in about a minute on two CPU cores (`make train` installs first); the README's table has the
+accuracy of every router over three seeds.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Transformer blocks, one after another: each compiled by itself, or equal ones once, as a loop."""
+"""Runs transformer blocks one after another: each compiled by itself, or equal ones as a loop."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ REMATS: dict[str, Callable | None] = {
 
 
 class Run(NamedTuple):
-    """`repeats` times the same `period` blocks, the first of which is block `start`."""
+    """Stands for `repeats` times the same `period` blocks, the first of which is block `start`."""
 
     start: int
     period: int
@@ -30,7 +30,7 @@ class Run(NamedTuple):
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block; `feed_forward` is an `Mlp` or a `MoE`."""
+    """Computes a pre-norm transformer block; `feed_forward` is an `Mlp` or a `MoE`."""
 
     def __init__(self, dim: int, heads: int, feed_forward: nnx.Module, *, dropout, dtype, rngs):
         self.norm_attention = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
@@ -64,7 +64,7 @@ class Block(nnx.Module):
 
 
 class Blocks(nnx.Module):
-    """Blocks 0 to L-1 in order, [B, T, D] to [B, T, D] and the reports of those with experts.
+    """Applies blocks 0 to L-1 to [B, T, D]; returns [B, T, D] and reports of those with experts.
 
     Args:
       make: (block number, rngs) -> its module.
@@ -87,9 +87,9 @@ class Blocks(nnx.Module):
         keys = jax.random.split(key, len(kinds))
         for run in self.runs:
             for number in range(run.start, run.start + run.period):
-                mine = keys[number : run.start + run.period * run.repeats : run.period]
+                block_keys = keys[number : run.start + run.period * run.repeats : run.period]
                 build = functools.partial(block, number)
-                module = build(mine[0]) if run.repeats == 1 else _stacked(build, mine)
+                module = build(block_keys[0]) if run.repeats == 1 else _stacked(build, block_keys)
                 setattr(self, str(number), module)
 
     def __call__(self, x, *, mask, train, key):
@@ -98,14 +98,13 @@ class Blocks(nnx.Module):
         keys = None if key is None else jax.random.split(key, depth)
         for run in self.runs:
             end = run.start + run.period * run.repeats
-            x, found = self._run(
-                run, x, mask, train, None if key is None else keys[run.start : end]
-            )
-            reports |= found
+            run_keys = None if keys is None else keys[run.start : end]
+            x, run_reports = self._run(run, x, mask, train, run_keys)
+            reports |= run_reports
         return x, reports
 
     def _run(self, run: Run, x, mask, train, keys):
-        """One loop, or one block; and its reports by block number."""
+        """Applies one loop, or one block; returns x and the reports by block number."""
         numbers = range(run.start, run.start + run.period)
         parts = [nnx.split(getattr(self, str(number))) for number in numbers]
         applies = [self._apply(graphdef, train, run.repeats > 1) for graphdef, _ in parts]
@@ -113,27 +112,27 @@ class Blocks(nnx.Module):
 
         def turn(x, inputs):
             states, keys = inputs
-            found = []
+            reports = []
             for i, apply in enumerate(applies):
                 x, report = apply(states[i], x, mask, None if keys is None else keys[i])
-                found.append(report)
-            return x, tuple(found)
+                reports.append(report)
+            return x, tuple(reports)
 
         if run.repeats == 1:
-            x, found = turn(x, (states, keys))
-            return x, {n: r for n, r in zip(numbers, found, strict=True) if r is not None}
+            x, reports = turn(x, (states, keys))
+            return x, {n: r for n, r in zip(numbers, reports, strict=True) if r is not None}
         if keys is not None:
             keys = keys.reshape(run.repeats, run.period)
-        x, found = jax.lax.scan(turn, x, (states, keys))
+        x, reports = jax.lax.scan(turn, x, (states, keys))
         return x, {
             number + i * run.period: jax.tree.map(lambda a, i=i: a[i], report)
-            for number, report in zip(numbers, found, strict=True)
+            for number, report in zip(numbers, reports, strict=True)
             if report is not None
             for i in range(run.repeats)
         }
 
     def _apply(self, graphdef, train: bool, looped: bool) -> Callable:
-        """(parameters, x, mask, key) -> (x, report), forgetting what `remat` says."""
+        """Returns (parameters, x, mask, key) -> (x, report) that keeps what `remat` says."""
 
         def apply(state, x, mask, key):
             return nnx.merge(graphdef, state)(x, mask=mask, train=train, key=key)
@@ -145,8 +144,8 @@ class Blocks(nnx.Module):
 
 
 def runs(kinds: Sequence) -> list[Run]:
-    """The blocks as few loops: from each block on, the period whose repeats reach furthest."""
-    found, start = [], 0
+    """Groups the blocks in loops, from each block on by the period whose repeats reach furthest."""
+    loops, start = [], 0
     while start < len(kinds):
         best = Run(start, 1, 1)
         for period in range(1, (len(kinds) - start) // 2 + 1):
@@ -155,13 +154,13 @@ def runs(kinds: Sequence) -> list[Run]:
                 repeats += 1
             if repeats > 1 and period * repeats > best.period * best.repeats:
                 best = Run(start, period, repeats)
-        found.append(best)
+        loops.append(best)
         start += best.period * best.repeats
-    return found
+    return loops
 
 
 def _stacked(build: Callable, keys) -> nnx.Module:
-    """One module whose parameters have a leading axis: those of build(key) for every key."""
+    """Builds one module for all keys: its parameters have a leading axis over build(key)'s."""
 
     def values(key):
         flat = nnx.to_flat_state(nnx.state(build(key)))

@@ -1,4 +1,4 @@
-"""The command line: `--config.KEY=VALUE`, and errors as one line with exit code 2."""
+"""Reads the command line, `--config.KEY=VALUE`, and ends on an error: one line, exit code 2."""
 
 import argparse
 import ast

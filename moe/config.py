@@ -1,4 +1,4 @@
-"""The configuration of a run: every key with its default and its range, and how it is saved.
+"""Holds every key of a run's configuration, with its default and its range, and how it is saved.
 
 A config file in `configs/` starts from `default()` and changes what its experiment needs; the
 command line changes the rest. Settings of a router have their defaults and ranges in the router's

@@ -1,8 +1,8 @@
-"""The error that a user can mend."""
+"""Defines the error that a user can mend."""
 
 
 class UsageError(Exception):
-    """What was asked cannot be done: the message says what was wrong, expected, and what to type.
+    """Says what was wrong with what was asked, what was expected, and what to type instead.
 
     The command line prints it as one line and exits with code 2; it is raised before any file of
     a run is touched.

@@ -1,4 +1,4 @@
-"""The two feed-forward layers of a block: one MLP, or experts behind a router.
+"""Defines the two feed-forward layers of a block: one MLP, or experts behind a router.
 
 Both map [B, T, D] to ([B, T, D], LayerReport | None), so that a block need not know which it has.
 Parameters are float32; `dtype` is that of the computation.
@@ -19,7 +19,7 @@ from routers import Router
 
 
 class LayerReport(NamedTuple):
-    """What a layer of experts did with a batch; all float32."""
+    """Says what a layer of experts did with a batch; all float32."""
 
     aux_loss: jax.Array  # scalar
     load_E: jax.Array  # tokens processed by each expert
@@ -28,7 +28,7 @@ class LayerReport(NamedTuple):
 
 
 class Mlp(nnx.Module):
-    """Linear, GELU, linear."""
+    """Applies a linear map, GELU, and another linear map."""
 
     def __init__(self, dim: int, hidden: int, *, dtype, rngs: nnx.Rngs):
         wide = {"kernel_metadata": {"axes": ("embed", "mlp")}, "bias_metadata": {"axes": ("mlp",)}}
@@ -41,7 +41,7 @@ class Mlp(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """E independent MLPs as batched matmuls, [E, G, C, D] -> [E, G, C, D].
+    """Applies E independent MLPs as batched matmuls, [E, G, C, D] -> [E, G, C, D].
 
     Where a mesh splits them, each device runs its experts on the slots that it received; the
     hidden width is split by `tensor`.
@@ -73,7 +73,7 @@ class Experts(nnx.Module):
         return mesh.constrain(out, "expert", "slots", None, None)
 
     def network(self, key=None) -> Network:
-        """The experts as a dispatch sees them; `key` seeds their dropout."""
+        """Returns the experts as a dispatch sees them; `key` seeds their dropout."""
         parameters = self.kernel_wide, self.bias_wide, self.kernel_narrow, self.bias_narrow
         return Network(
             on_slots=functools.partial(self, key=key),
@@ -84,7 +84,7 @@ class Experts(nnx.Module):
 
     @staticmethod
     def _on_rows(key, rate, parameters, x_ND, sizes_E, id_N):
-        """Each device's experts and its part of F, on rows that are sorted by expert."""
+        """Applies each device's experts, and its part of F, to rows that are sorted by expert."""
         kernel_wide, bias_wide, kernel_narrow, bias_narrow = parameters
         hidden = grouped_matmul(x_ND.astype(kernel_wide.dtype), kernel_wide, sizes_E)
         hidden = jax.nn.gelu(hidden + grouped_rows(bias_wide[:, 0], sizes_E, len(x_ND)))
@@ -95,7 +95,7 @@ class Experts(nnx.Module):
 
 
 def _drop(hidden_NF, key, rate: float, id_N):
-    """Dropout that is a function of the row's number: on any mesh the same."""
+    """Drops units at random by the row's number, and so the same ones on any mesh."""
     width = hidden_NF.shape[1]
     parts = mesh.axis_size("tensor")
 
@@ -108,7 +108,7 @@ def _drop(hidden_NF, key, rate: float, id_N):
 
 
 class MoE(nnx.Module):
-    """Experts behind a router. Routing groups are `group_size` whole examples of the batch."""
+    """Routes tokens to experts, in groups of `group_size` whole examples of the batch."""
 
     def __init__(
         self,

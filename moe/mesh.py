@@ -1,4 +1,4 @@
-"""Devices as a mesh, and the one table from what an axis of an array means to where it lies.
+"""Makes the mesh of devices, and says where an axis of an array lies by what it means.
 
 Four mesh axes, any of them 1:
   data    examples; its outer part crosses slices (and so the data centre's network)
@@ -37,7 +37,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of these sizes, one of which may be -1 for the rest, over all devices.
+    """Makes the mesh of these sizes, one of which may be -1 for the rest, over all devices.
 
     Raises:
       UsageError: the sizes do not multiply to the number of devices, or split a slice.
@@ -103,12 +103,12 @@ def _resolve(sizes: dict[str, int], count: int) -> dict[str, int]:
 
 
 def spec(*names: str | None) -> PartitionSpec:
-    """Where an array lies whose axes have these names."""
+    """Says where an array lies whose axes have these names."""
     return PartitionSpec(*(RULES[name] for name in names))
 
 
 def sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-    """As `spec`; an axis that its part of the mesh does not divide stays whole."""
+    """Says the same of an array of a shape; an axis that the mesh does not divide stays whole."""
     parts = []
     for name, size in zip(names, shape, strict=True):
         axes = RULES[name] or ()
@@ -118,50 +118,50 @@ def sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]) -> N
 
 
 def parameter_shardings(mesh: Mesh, state: nnx.State):
-    """Where each parameter of an `nnx.State` lies, by the `axes` it was made with; the pure dict.
+    """Says where each parameter of an `nnx.State` lies, by its `axes`; returns the pure dict.
 
     A parameter without `axes` is on every device.
     """
 
-    def one(variable: nnx.Variable) -> NamedSharding:
+    def place(variable: nnx.Variable) -> NamedSharding:
         shape = variable.get_value().shape
         return sharding(mesh, variable.get_metadata().get("axes", (None,) * len(shape)), shape)
 
     is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
-    return nnx.to_pure_dict(jax.tree.map(one, state, is_leaf=is_variable))
+    return nnx.to_pure_dict(jax.tree.map(place, state, is_leaf=is_variable))
 
 
 def axis_size(axis: str) -> int:
-    """Devices along an axis of the mesh in context; 1 without one."""
+    """Counts the devices along an axis of the mesh in context; 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
 def constrain(x, *names: str | None):
-    """x, laid out as its axes' names say."""
+    """Returns x, laid out as its axes' names say."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(*names))
 
 
 def local(f: Callable, in_specs, out_specs) -> Callable:
-    """f on each device's own part of the arrays (`jax.shard_map`): collectives are f's business."""
+    """Makes f work on each device's part of the arrays (`jax.shard_map`) and exchange by itself."""
     if jax.sharding.get_abstract_mesh().empty:
         return f
     return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs)
 
 
 def total(x, axis: str):
-    """Inside `local`: the sum of every device's x along an axis."""
+    """Returns, inside `local`, the sum of every device's x along an axis."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.psum(x, axis)
 
 
 def on_groups(f: Callable) -> Callable:
-    """f on each device's own routing groups: every argument and result begins with the axis G."""
+    """Makes f work on each device's routing groups: all arguments and results begin with axis G."""
     return local(f, spec("batch"), spec("batch"))
 
 
 def to_experts(x_GECD):
-    """Slots from where the tokens are to where the experts are, `[E, G, C, D]`: one all-to-all."""
+    """Moves slots from the tokens' devices to the experts', `[E, G, C, D]`: one all-to-all."""
 
     def exchange(x_GECD):
         x_EGCD = x_GECD.swapaxes(0, 1)
@@ -173,7 +173,7 @@ def to_experts(x_GECD):
 
 
 def to_groups(x_EGCD):
-    """The way back: `[G, E, C, D]`, each group where its tokens are."""
+    """Moves slots back, `[G, E, C, D]`, each group to its tokens' devices."""
 
     def exchange(x_EGCD):
         if axis_size("expert") > 1:

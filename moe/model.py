@@ -71,7 +71,7 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
 
 
 def model_sizes(config: ConfigDict) -> tuple[int, int, int, int]:
-    """Width D, depth L, MLP width F and heads H: the named size's, but for the explicit ones."""
+    """Returns width D, depth L, MLP width F and heads H: explicit, or else of the named size."""
     model = config.model
     explicit = (model.width, model.depth, model.mlp_dim, model.num_heads)
     return tuple(own or named for own, named in zip(explicit, SIZES[model.size], strict=True))
@@ -157,7 +157,7 @@ def moe_layers(spec: str, depth: int) -> frozenset[int]:
 
 
 def count_parameters(params, active_share: float = 1.0) -> int:
-    """Number of parameters; with `active_share` = K/E, of those that one token uses."""
+    """Counts the parameters; with `active_share` = K/E, those that one token uses."""
     total = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         share = active_share if "experts" in jax.tree_util.keystr(path) else 1

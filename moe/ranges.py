@@ -1,4 +1,4 @@
-"""What a setting may be, said as text beside its default, and the one check that reads it.
+"""Reads what a setting may be from the text beside its default, and checks values against it.
 
     "[0, 1)"             a number from 0 on and below 1: a square bracket includes its end
     "-1 or [1, 1e6]"     a number in any of the parts
@@ -21,7 +21,7 @@ _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
 
 class Key(NamedTuple):
-    """A setting's default, whose type is the setting's, and what else it may be."""
+    """Holds a setting's default, whose type is the setting's, and what values it may have."""
 
     default: Any
     within: str | Sequence[str] = ANY

@@ -1,5 +1,5 @@
-"""Vision transformer (Dosovitskiy et al. 2021) with experts in chosen blocks (V-MoE, Riquelme et
-al. 2021)."""
+"""Defines the vision transformer (Dosovitskiy et al. 2021) with experts in chosen blocks (V-MoE,
+Riquelme et al. 2021)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -26,19 +26,19 @@ POSITIONS = ("learned", "sincos")
 
 
 class Output(NamedTuple):
-    """Logits [B, V] in float32, and the report of each layer of experts by its block's number."""
+    """Holds logits [B, V] in float32, and each layer of experts' report by its block's number."""
 
     logits: jax.Array
     reports: dict[int, LayerReport]
 
     @property
     def aux_loss(self):
-        """Sum of the layers' auxiliary losses, scalar."""
+        """Returns the sum of the layers' auxiliary losses, scalar."""
         return sum((r.aux_loss for r in self.reports.values()), jnp.zeros(()))
 
 
 class VisionTransformer(nnx.Module):
-    """Images [B, S, S, channels] to class logits.
+    """Maps images [B, S, S, channels] to class logits.
 
     Args:
       image_size, channels, num_classes: of the data; `patch_size` divides `image_size`.
@@ -111,7 +111,7 @@ class VisionTransformer(nnx.Module):
         )
 
     def __call__(self, images, *, mask=None, train: bool = False, key=None) -> Output:
-        """`mask` [B] is False on padding examples; `key` seeds dropout and router noise."""
+        """Computes logits; `mask` [B] is False on padding, `key` seeds dropout and router noise."""
         embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
         x = self.embed(constrain(images, "batch", None, None, None))
         if self.position is None:
@@ -131,8 +131,8 @@ class VisionTransformer(nnx.Module):
 
 
 def sincos_positions(height: int, width: int, dim: int) -> jax.Array:
-    """Sines and cosines of a patch's row and column, [height, width, dim] (Vaswani et al. 2017,
-    section 3.5, in two dimensions as in Beyer et al. 2022, "Better plain ViT baselines")."""
+    """Returns sines and cosines of a patch's row and column, [height, width, dim] (Vaswani et al.
+    2017, section 3.5, in two dimensions as in Beyer et al. 2022, "Better plain ViT baselines")."""
     frequency = 1e4 ** -jnp.linspace(0, 1, dim // 4)
     y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
     angles = jnp.concatenate([y[..., None] * frequency, x[..., None] * frequency], -1)
