@@ -3,10 +3,16 @@
 python compare.py --config=configs/digits.py --routers=topk,soft_moe,dense --seeds=5 --out=DIR
                   [--config.KEY=VALUE ...]
 
-Each run lives in DIR/ROUTER/SEED and can be evaluated by itself; the same command continues.
+The rows set router.name, moe.dense and seed; any other key is the same for all of them. Settings
+that do not fit a row are refused before the first is trained. Each run lives in DIR/ROUTER/SEED and
+can be evaluated by itself; the same command continues.
 """
 
 import argparse
+import signal
+
+if __name__ == "__main__":  # until there is something to save, Ctrl-C ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from moe import cli
 

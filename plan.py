@@ -9,6 +9,10 @@ pip install -e '.[plan]' in this checkout.
 """
 
 import argparse
+import signal
+
+if __name__ == "__main__":  # until there is something to save, Ctrl-C ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from moe import cli
 

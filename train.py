@@ -6,6 +6,10 @@ On several hosts, the same command on each; docs/hosts.md.
 """
 
 import argparse
+import signal
+
+if __name__ == "__main__":  # until there is something to save, Ctrl-C ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from moe import cli, cluster, distributed
 

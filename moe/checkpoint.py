@@ -7,6 +7,8 @@ no code.
 """
 
 import contextlib
+import json
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -15,7 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from moe.distributed import AgreedError, first_text
+from moe.distributed import AgreedError, by_first, first_text
 from moe.errors import UsageError
 from moe.faults import is_lost_peer
 
@@ -62,6 +64,20 @@ class Checkpoints:
         best = {BEST_METRIC: metrics[BEST_METRIC]} if BEST_METRIC in metrics else None
         with self._writing():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=best)
+
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes the result of an evaluation to a checkpoint that was saved before it was made."""
+
+        def write():
+            with self._writing():
+                directory = self.directory / str(step) / "metrics"
+                directory.mkdir(exist_ok=True)
+                fresh = directory / "metrics.new"
+                fresh.write_text(json.dumps({BEST_METRIC: metrics[BEST_METRIC]}))
+                os.replace(fresh, directory / "metrics")
+
+        by_first(write)
+        self.reload()
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """What `like` has of the state of `step`, with its structure, shapes and shardings."""

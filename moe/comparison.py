@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import math
 import pathlib
 import statistics
 
@@ -35,7 +36,10 @@ CHOSEN = {
 
 @dataclasses.dataclass
 class Row:
-    """Holds one router's results: of each seed the test accuracy and loss; median images/s."""
+    """Holds one router's results: of each seed the test accuracy and loss; median images/s.
+
+    A run of one step has timed none: NaN where no run has a rate.
+    """
 
     name: str
     accuracies: list[float]
@@ -91,7 +95,7 @@ def compare(
                 name,
                 [result["eval/accuracy"] for result, _ in runs],
                 [result["eval/loss"] for result, _ in runs],
-                statistics.median(speeds),
+                statistics.median(speeds) if speeds else math.nan,
             )
         )
         _write(rows, out)

@@ -62,7 +62,9 @@ def evaluate_run(
     for bad in damaged:
         print(f"checkpoint {bad} is damaged; using step {step}")
     plain = newest and source.split == run.config.data.eval_split
-    files = name_files(workdir, "" if plain else f"-{source.split}-{step}", overrides)
+    settings = configs.flatten(run.config)
+    changed = {key: settings[key] for key in WHAT if key in overrides}
+    files = name_files(workdir, "" if plain else f"-{source.split}-{step}", changed)
     together(lambda: [outputs.check(file) for file in files])
 
     total = evaluate(run.eval_step(), params, run.eval_batches(source), run.put)
@@ -92,9 +94,9 @@ def evaluate_run(
     return result
 
 
-def name_files(workdir: pathlib.Path, suffix: str, overrides: dict[str, str]) -> Files:
+def name_files(workdir: pathlib.Path, suffix: str, changed: dict[str, Any]) -> Files:
     """Returns the files of an evaluation: eval.json, or eval-SPLIT-STEP-KEY=VALUE.json."""
-    suffix += "".join(f"-{key}={overrides[key]}" for key in WHAT if key in overrides)
+    suffix += "".join(f"-{key}={value}" for key, value in changed.items())
     suffix = re.sub(r"[^\w.=%+-]", "_", suffix)
     pictures = workdir / f"pictures{suffix}"
     return Files(workdir / f"eval{suffix}.json", pictures / "load.png", pictures / "patches.png")

@@ -21,7 +21,11 @@ def check(file: pathlib.Path, name: str = "") -> None:
       UsageError: a directory, a file in the way, a permission or a full disk forbids it.
     """
     name = name or str(file)
-    if file.exists() and not file.is_file():
+    try:
+        exists = file.exists()
+    except OSError as error:  # a name too long, a directory that may not be looked at
+        raise UsageError(f"cannot write {name}: {error.strerror}") from None
+    if exists and not file.is_file():
         what = "a directory" if file.is_dir() else "no regular file"
         raise UsageError(f"cannot write {name}: {file} is {what}; move it away or name another")
     parent = file.absolute().parent
@@ -29,7 +33,7 @@ def check(file: pathlib.Path, name: str = "") -> None:
         parent = parent.parent
     if not parent.is_dir():
         raise UsageError(f"cannot write {name}: {parent} is no directory; move it away")
-    if not os.access(file if file.exists() else parent, os.W_OK) or not os.access(parent, os.W_OK):
+    if not os.access(file if exists else parent, os.W_OK) or not os.access(parent, os.W_OK):
         raise UsageError(f"cannot write {name}: no permission to write in {parent}; grant it")
     if shutil.disk_usage(parent).free < ROOM:
         raise UsageError(f"cannot write {name}: the disk of {parent} is full; free some space")

@@ -1,5 +1,8 @@
 """The progress line of a run: one that moves on a terminal, one a log entry elsewhere."""
 
+import contextlib
+import os
+import sys
 import time
 
 from rich.console import Console
@@ -12,52 +15,79 @@ class Progress:
 
     def __init__(self, start: int, last: int, batch_size: int):
         self._last, self._batch_size = last, batch_size
-        self._console = Console(highlight=False)
+        console = Console(highlight=False)
         columns = (
             TextColumn("{task.fields[head]}"),
             BarColumn(),
             TextColumn("{task.fields[text]}"),
         )
-        self._bar = Bar(*columns, console=self._console) if self._console.is_terminal else None
+        self._bar = Bar(*columns, console=console) if console.is_terminal else None
         if self._bar:
             self._task = self._bar.add_task("", total=last, completed=start, head="", text="")
-        self._step, self._time = start, time.perf_counter()
+        self.restart(start)
 
     def __enter__(self):
-        if self._bar:
-            self._bar.start()
+        with contextlib.suppress(OSError):
+            if self._bar:
+                self._bar.start()
         return self
 
     def __exit__(self, *_):
-        if self._bar:
-            self._bar.stop()
+        with contextlib.suppress(OSError):
+            if self._bar:
+                self._bar.stop()
 
     def restart(self, step: int) -> None:
         """Measures from here on: what came before does not count as training."""
         self._step, self._time = step, time.perf_counter()
 
-    def update(self, step: int, row: dict[str, float]) -> float:
-        """Shows a row of training scalars; returns the images per second since the last one."""
-        now = time.perf_counter()
-        per_step = (now - self._time) / max(step - self._step, 1)
-        self._step, self._time = step, now
-        minutes, seconds = divmod(round(per_step * (self._last - step)), 60)
-        head = f"step {step:>5}/{self._last}"
-        shown = "every step skipped"
+    @contextlib.contextmanager
+    def pause(self):
+        """Leaves the time inside out of the clock; its steps are counted all the same."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._time += time.perf_counter() - begin
+
+    def update(self, step: int, row: dict[str, float]) -> dict[str, float]:
+        """Shows a row of training scalars; returns the images per second since the last one.
+
+        They are left out where no step was timed, or by a clock that jumped.
+        """
+        images, seconds = (step - self._step) * self._batch_size, time.perf_counter() - self._time
+        self.restart(step)
+        rate = images / seconds if seconds > 0 else 0.0
+        timed = 0 < rate < float("inf")
+        text = "every step skipped"
         if "train/loss" in row:
-            shown = f"loss {row['train/loss']:.4f}  accuracy {row['train/accuracy']:7.2%}"
-        rate = self._batch_size / per_step
-        text = f"{shown}  {rate:,.0f} images/s  {minutes}:{seconds:02d} left"
+            text = f"loss {row['train/loss']:.4f}  accuracy {row['train/accuracy']:7.2%}"
+        if timed:
+            left = (self._last - step) * self._batch_size / rate
+            minutes, seconds = divmod(round(min(left, 1e9)), 60)
+            text += f"  {rate:,.0f} images/s  {minutes}:{seconds:02d} left"
+        head = f"step {step:>5}/{self._last}"
         if self._bar:
             self._bar.update(self._task, completed=step, head=head, text=text)
         else:
-            print(head, text, sep="  ", flush=True)
-        return rate
+            say(f"{head}  {text}")
+        return {"train/images_per_second": rate} if timed else {}
 
     def note(self, step: int, results: dict[str, float]) -> None:
-        """Prints an evaluation; its time does not count as training."""
-        self._console.print(
+        """Prints an evaluation."""
+        text = (
             f"step {step:>5}  evaluation: accuracy {results['eval/accuracy']:.2%}, "
             f"loss {results['eval/loss']:.4f}"
         )
-        self._time = time.perf_counter()
+        if not self._bar:
+            return say(text)
+        with contextlib.suppress(OSError):
+            self._bar.console.print(text)
+
+
+def say(text: str) -> None:
+    """Prints a line; a terminal or a pipe that is gone must not end a run."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115

@@ -1,8 +1,9 @@
-"""SIGTERM and SIGINT: the step ends, a checkpoint is saved, and all processes stop at one step."""
+"""Signals that stop a run: a checkpoint is saved first, and all processes stop at one step."""
 
 import collections
-import contextlib
 import signal
+import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -10,58 +11,89 @@ import numpy as np
 from moe.run import Run
 
 LAG = 2  # steps
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TOGETHER = 1.0  # seconds in which signals count as one: shells and schedulers send several
+
+
+class Signals:
+    """The signals of `STOPS`, from `listen` to the end of the block.
+
+    The first one lets the step end and a checkpoint be saved; a later Ctrl-C or SIGTERM ends the
+    process at once. Signals that the process was started to ignore (nohup) stay ignored.
+    """
+
+    def __init__(self):
+        self.number = 0  # of the first signal that came
+        self._first, self._old = 0.0, {}
+
+    def listen(self) -> None:
+        """Catches the signals from now on; until then there is nothing to save."""
+        for number in STOPS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._old[number] = signal.signal(number, self._handle)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def _handle(self, number, frame) -> None:
+        now = time.monotonic()
+        if not self.number:
+            self.number, self._first = number, now
+        elif number != signal.SIGHUP and now - self._first > TOGETHER:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 class Votes:
     """A signal may reach one process alone; all must stop, and at the same step.
 
-    Each step carries the number of the signal that its process got, or 0, and returns the maximum
-    over all of them: one number in a collective, no clock and no scheduler's service, the same on
-    every platform. It is read `LAG` steps later, when it is there already, so that the host does
-    not wait for the device.
+    Each batch carries the number of the signal that its process got, or 0, and its step returns the
+    maximum over all of them: one number in a collective, no clock and no scheduler's service, the
+    same on every platform. In training it is read `LAG` steps later, when it is there already, so
+    that the host does not wait for the device; an evaluation waits for each batch anyway.
     """
 
-    def __init__(self, run: Run):
-        self._run = run
+    def __init__(self, run: Run, signals: Signals):
+        self._run, self._signals = run, signals
         self._several = jax.process_count() > 1
         self._shards = run.mesh.size // run.mesh.shape["tensor"]
         self._asked = collections.deque()
 
-    def add(self, batch: dict, own: int) -> dict:
-        """The batch on its devices, and this process's vote with it."""
+    def add(self, batch: dict) -> dict:
+        """Returns the batch on its devices, and this process's vote with it."""
         if not self._several:
             return self._run.put(batch)
-        vote = np.full(len(self._run.rows(self._shards)), own, np.int32)
+        vote = np.full(len(self._run.rows(self._shards)), self._signals.number, np.int32)
         return self._run.put(batch) | self._run.put({"vote": vote})
 
-    def count(self, asked, own: int) -> int:
-        """The signal to stop for now, the same on all processes, or 0.
+    def count(self, asked, lag: int = LAG) -> int:
+        """Returns the signal to stop for now, the same on all processes, or 0.
 
         Args:
           asked: the maximum of the votes of this step, on the devices.
-          own: the signal that this process got.
+          lag: how many steps or batches later it is read.
         """
         if not self._several:
-            return own
+            return self._signals.number
         self._asked.append(asked)
-        return int(self._asked.popleft()) if len(self._asked) > LAG else 0
+        number = 0
+        while len(self._asked) > lag:
+            number = max(number, int(self._asked.popleft()))
+        return number
 
 
-@contextlib.contextmanager
-def stop_signal():
-    """Yields a function: the number of the SIGINT or SIGTERM that came, or 0.
+def with_vote(step: Callable) -> Callable:
+    """Returns `step`, whose last argument is a batch, with the largest vote of the batch beside its
+    result; None where the batch has no votes."""
 
-    The first one lets the step end and a checkpoint be saved; a second one ends at once.
-    """
-    received = []
+    def call(*arguments):
+        *rest, batch = arguments
+        batch = dict(batch)
+        vote = batch.pop("vote", None)
+        return step(*rest, batch), None if vote is None else vote.max()
 
-    def handle(number, frame):
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    return call

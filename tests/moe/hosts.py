@@ -47,7 +47,15 @@ class Hosts:
             flags += (own or {}).get(i, [])
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, script, *arguments, *(flags if count > 1 else [])],
+                    # A shell starts what runs in the background with Ctrl-C ignored.
+                    [
+                        "env",
+                        "--default-signal=INT",
+                        sys.executable,
+                        script,
+                        *arguments,
+                        *(flags if count > 1 else []),
+                    ],
                     cwd=(roots or {}).get(i, ROOT),
                     env=environment,
                     stdout=subprocess.PIPE,

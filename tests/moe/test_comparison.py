@@ -30,7 +30,7 @@ def trained(monkeypatch):
         trained.append(config)
         number = len(trained)
         workdir.mkdir(parents=True)
-        speeds = {"train/images_per_second": float(number)}
+        speeds = {"train/images_per_second": float(number)} if config.num_steps > 1 else {}
         rows = [{"step": 1, "train/skipped": 1.0} | speeds, {"step": 2, "eval/accuracy": 0.5}]
         (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return {"eval/accuracy": number / 10, "eval/loss": 1.0 / number}
@@ -64,6 +64,12 @@ def test_a_table_of_rows_and_seeds(arguments, trained, tmp_path, capsys):
     ]
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert "35.00% ± 7.07%" in capsys.readouterr().out
+
+
+def test_runs_of_one_step_have_no_speed(arguments, trained, tmp_path):
+    argv = [*arguments, "--routers=topk", "--seeds=1", f"--out={tmp_path}", "--config.num_steps=1"]
+    compare_script.main([*argv, "--config.optimizer.warmup_steps=0"])
+    assert list(csv.reader((tmp_path / "table.csv").open()))[1][-1] == "nan"
 
 
 def test_a_router_of_the_config_file_is_a_row(trained, tmp_path, monkeypatch):

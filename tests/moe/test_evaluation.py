@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import eval as eval_script
-from moe import outputs
+from moe import evaluation, outputs
 from moe.errors import UsageError
 from moe.evaluate import evaluate, routing_table, scalars
 from moe.evaluation import evaluate_run
@@ -49,8 +49,8 @@ def test_repeats_the_numbers_of_training(run_copy, capsys):
 
 
 def test_every_evaluation_but_the_plain_one_has_its_own_files(run_copy, capsys):
-    evaluated(run_copy)
-    plain = (run_copy / "eval.json").read_bytes()
+    (run_copy / "eval.json").write_text("of a plain evaluation")
+    (run_copy / "pictures").mkdir()
     small = evaluated(run_copy, overrides={"moe.eval_capacity_factor": "0.25"})
     ample = evaluated(run_copy, overrides={"moe.eval_capacity_factor": "4"})
     assert small["layers"][1]["drop_rate"] > 0.2 > ample["layers"][1]["drop_rate"]
@@ -60,12 +60,13 @@ def test_every_evaluation_but_the_plain_one_has_its_own_files(run_copy, capsys):
     expected = {
         "": None,
         "-moe.eval_capacity_factor=0.25": small,
-        "-moe.eval_capacity_factor=4": ample,
+        "-moe.eval_capacity_factor=4.0": ample,
         "-train__100_-16": early,
     }
     assert {file.name for file in run_copy.glob("eval*")} == {f"eval{x}.json" for x in expected}
     assert {file.name for file in run_copy.glob("pict*")} == {f"pictures{x}" for x in expected}
-    assert (run_copy / "eval.json").read_bytes() == plain
+    assert (run_copy / "eval.json").read_text() == "of a plain evaluation"
+    assert not list((run_copy / "pictures").iterdir())
     for suffix, result in list(expected.items())[1:]:
         assert json.loads((run_copy / f"eval{suffix}.json").read_text())["loss"] == result["loss"]
 
@@ -87,6 +88,11 @@ def test_a_full_disk_is_told_before_the_work(run_copy, monkeypatch):
     monkeypatch.setattr("moe.evaluation.evaluate", None)
     with pytest.raises(UsageError, match=r"cannot write .*eval.json: the disk of .* is full"):
         evaluated(run_copy)
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot write .*: File name too long"):
+        outputs.check(tmp_path / ("x" * 300))
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
@@ -116,6 +122,7 @@ def test_a_run_whose_config_file_registers_a_router(run_copy, tmp_path, monkeypa
     (run_copy / "config.json").write_text(json.dumps(saved))
     with pytest.raises(UsageError, match=r"config.json.* router 'own' is none of .*--config=FILE"):
         evaluated(run_copy)
+    monkeypatch.setattr(evaluation, "_draw", lambda *_: None)
     try:
         eval_script.main([f"--workdir={run_copy}", f"--config={file}"])
     finally:

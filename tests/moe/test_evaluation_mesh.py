@@ -62,16 +62,16 @@ def test_a_mesh_that_fits_is_kept_and_one_that_is_asked_for_is_taken(monkeypatch
 
 
 def write_run(config, workdir):
-    """A run's directory with the parameters of step 0, whatever mesh its config asks for."""
+    """Makes a run's directory, whatever mesh its config asks for; returns the parameters in it."""
     copy = config.copy_and_resolve_references()
     with copy.unlocked():
         copy.mesh.update(dict.fromkeys(AXES, 1))
     run = set_up(copy, devices=jax.devices()[:1])
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    checkpoints.save(0, run.initial_state(), {})
+    state, checkpoints = run.initial_state(), Checkpoints(workdir / "checkpoints")
+    checkpoints.save(0, state, {})
     checkpoints.close()
     (workdir / "config.json").write_text(configs.to_json(config))
-    return run
+    return state["params"]
 
 
 @pytest.mark.slow
@@ -107,5 +107,4 @@ def test_a_run_starts_from_a_pods_checkpoint(tmp_path, monkeypatch):
     run = set_up(config)
     fresh = {"params": jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), run.params)}
     state = start_from_checkpoint(run, fresh, tmp_path)
-    expected = written.initial_state()["params"]
-    jax.tree.map(np.testing.assert_array_equal, state["params"], expected)
+    jax.tree.map(np.testing.assert_array_equal, state["params"], written)

@@ -1,17 +1,24 @@
 """A step that is not finite is never applied: the run stops and says why, or goes on without it."""
 
+import os
+import signal
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import moe.run
 from moe.checkpoint import Checkpoints
 from moe.errors import UsageError
 from moe.evaluate import training_scalars
+from moe.nonfinite import state_check
 from moe.progress import Progress
 from moe.records import read
 from moe.run import open_source, set_up
 from moe.trainer import train
+from tests.moe import hosts
 from tests.moe.conftest import QUICK
 
 BAD = 7  # the step, counted from 1, whose images are broken
@@ -19,7 +26,8 @@ BAD = 7  # the step, counted from 1, whose images are broken
 
 @pytest.fixture
 def broken_batch(monkeypatch):
-    real = moe.run.train_batches
+    """Returns a list: a step in it gets a SIGTERM too."""
+    real, stops = moe.run.train_batches, []
 
     def batches(source, *, start_step, **settings):
         for step, batch in enumerate(
@@ -27,9 +35,12 @@ def broken_batch(monkeypatch):
         ):
             if step == BAD:
                 batch = batch | {"image": np.full_like(batch["image"], np.nan)}
+            if step in stops:
+                os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
     monkeypatch.setattr(moe.run, "train_batches", batches)
+    return stops
 
 
 def test_stops_and_says_why(broken_batch, tiny, tmp_path):
@@ -42,14 +53,67 @@ def test_stops_and_says_why(broken_batch, tiny, tmp_path):
     assert [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl")] == [5]
 
 
-def test_skips_and_counts(broken_batch, tiny, tmp_path):
-    """Also a run that had stopped there goes on, by the one key."""
+def test_each_setting_goes_on_after_the_other(broken_batch, tiny, tmp_path):
+    """With the skipped step among those whose record is still to be written."""
     with pytest.raises(UsageError):
-        train(tiny(), tmp_path / "run")
-    train(tiny(nonfinite="skip"), tmp_path / "run")
-    rows = [row for row in read(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
+        train(tiny(), tmp_path / "stop")
+    train(tiny(nonfinite="skip"), tmp_path / "stop")
+    broken_batch.append(BAD + 1)
+    with pytest.raises(SystemExit):
+        train(tiny(nonfinite="skip"), tmp_path / "skip")
+    broken_batch.clear()
+    train(tiny(nonfinite="stop"), tmp_path / "skip")
+    rows = [row for row in hosts.rows(tmp_path / "stop") if "train/loss" in row]
     assert [row["train/skipped"] for row in rows] == [0, 1, 0, 0, 0]
     assert all(np.isfinite(row["train/loss"]) for row in rows)
+    assert hosts.rows(tmp_path / "skip") == hosts.rows(tmp_path / "stop")
+    ours, theirs = (hosts.arrays(tmp_path / name, 24) for name in ("stop", "skip"))
+    for name, array in ours.items():
+        assert array.tobytes() == theirs[name].tobytes(), name
+
+
+def test_an_update_that_is_not_finite(tiny, tmp_path, monkeypatch):
+    """Although the gradients are: the optimizer divides by zero at step 3."""
+    real = moe.run.build_optimizer
+
+    def broken(config):
+        def update(updates, count, params=None):
+            return jax.tree.map(lambda u: jnp.where(count == 2, u / 0, u), updates), count + 1
+
+        bad = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+        return optax.chain(real(config), bad)
+
+    monkeypatch.setattr(moe.run, "build_optimizer", broken)
+    with pytest.raises(
+        UsageError, match=r"step 3 is not finite.*: the new params.*, though all grad"
+    ):
+        train(tiny(checkpoint__every="2"), tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [2]
+    for name, array in hosts.arrays(tmp_path, 2).items():
+        assert np.isfinite(array).all(), name
+
+
+def test_what_is_not_finite_is_not_saved(tiny, tmp_path):
+    config = tiny()
+    run = set_up(config, open_source(config, "train"), jax.devices()[:1])
+    check, checkpoints = state_check(run), Checkpoints(tmp_path)
+    state = {"step": jnp.int32(3), "ema": {"a": jnp.ones(2), "b": jnp.ones(3)}}
+    check(3, state, checkpoints)
+    state["ema"]["b"] = state["ema"]["b"].at[1].set(jnp.nan)
+    with pytest.raises(UsageError, match=r"step 3 is not finite and is not saved: ema.b \(of 3\)"):
+        check(3, state, checkpoints)
+
+
+def test_a_last_evaluation_that_is_not_finite(tiny, tmp_path, monkeypatch):
+    def batches(self, source):
+        for batch in real(self, source):
+            yield batch | {"image": np.full_like(batch["image"], np.nan)}
+
+    real = moe.run.Run.eval_batches
+    monkeypatch.setattr(moe.run.Run, "eval_batches", batches)
+    with pytest.raises(UsageError, match="the loss of the evaluation is nan"):
+        train(tiny(num_steps="3"), tmp_path)
+    assert [list(row) for row in hosts.rows(tmp_path) if "eval/loss" in row] == []
 
 
 @pytest.mark.parametrize("what", ["stop", "skip"])

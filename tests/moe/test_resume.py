@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,14 @@ SETTINGS |= {
 
 def start(workdir, data_dir) -> subprocess.Popen:
     settings = [f"--config.{k}={v}" for k, v in (SETTINGS | {"data.data_dir": data_dir}).items()]
-    command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}"]
+    command = [
+        "env",
+        "--default-signal=INT",
+        sys.executable,
+        "train.py",
+        "--config=configs/digits.py",
+        f"--workdir={workdir}",
+    ]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.Popen(
         command + settings,
@@ -49,10 +57,11 @@ def finish(process) -> str:
 
 
 def stop_at(process, workdir, step, number) -> None:
-    """Sends the signal once the log has reached `step`."""
+    """Sends the signal once the log has reached `step`, and a checkpoint is complete."""
     while process.poll() is None:
         rows = read(workdir / "metrics.jsonl")
-        if rows and rows[-1]["step"] >= step:
+        complete = [d for d in workdir.glob("checkpoints/*") if d.name.isdigit()]
+        if rows and rows[-1]["step"] >= step and complete:
             break
         time.sleep(0.002)
     process.send_signal(number)
@@ -76,10 +85,16 @@ def unbroken(data_dir, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "number",
+    [
+        signal.SIGKILL,
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
 )
 def test_stopped_and_started_again(number, unbroken, data_dir, tmp_path):
-    step = random.randrange(1, STEPS - 20)
+    step = random.Random(number.name).randrange(1, STEPS - 20)
     process = start(tmp_path, data_dir)
     stop_at(process, tmp_path, step, number)
     screen, _ = process.communicate(timeout=300)
@@ -89,8 +104,8 @@ def test_stopped_and_started_again(number, unbroken, data_dir, tmp_path):
         assert process.returncode == 128 + number
         assert "checkpoint saved; the same command continues" in screen
     screen = finish(start(tmp_path, data_dir))
-    # A checkpoint is written in the background: a kill may come before the first is complete.
-    assert f"continuing {tmp_path} at step" in screen or number == signal.SIGKILL
+    continued = re.search(rf"continuing {re.escape(str(tmp_path))} at step (\d+)", screen)
+    assert continued and int(continued[1]) > 0, screen
     arrays, rows = outcome(tmp_path)
     assert rows == unbroken[1]
     assert arrays.keys() == unbroken[0].keys()
