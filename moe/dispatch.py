@@ -1,9 +1,9 @@
-"""Tokens to experts and back. Knows nothing of routers: it reads a `Routing`.
+"""Brings tokens to their experts and back, as a `Routing` says; knows nothing of routers.
 
 `experts` maps [E, G, C, D] to [E, G, C, D], row by row: each expert's own network on its rows; for
 `dropless` it is a `Network`, which also does so with rows that are sorted by expert.
 Where a mesh is in context, tokens are split by groups and experts by the axis `expert`
-(`moe.mesh`); what a group decides, it decides where it is.
+(`moe.mesh`); which tokens go to which expert is computed on the device that holds the group.
 """
 
 import functools
@@ -20,7 +20,7 @@ from routers import Routing
 
 
 class Dispatched(NamedTuple):
-    """What came back, and what the experts got."""
+    """Holds the tokens' outputs and what the experts received."""
 
     y_GTD: jax.Array
     load_E: jax.Array  # tokens processed by each expert (Soft MoE: its share of the outputs)
@@ -28,7 +28,7 @@ class Dispatched(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What is static where a router's choices are not."""
+    """Holds the static sizes within which a router's choices vary."""
 
     capacity: int  # slots C of an expert in a group, of `by_capacity`
     rows: int = 0  # of a group, of `dropless`, where the router does not bound them itself
@@ -36,7 +36,7 @@ class Limits(NamedTuple):
 
 
 class Network(NamedTuple):
-    """The experts, on slots and on rows."""
+    """Holds the experts as two functions, on slots and on sorted rows, and their parameters."""
 
     on_slots: Callable  # [E, G, C, D] -> [E, G, C, D]
     on_rows: Callable  # parameters, x_ND sorted by expert, sizes_E, id_N -> [N, D]; see `moe.rows`
@@ -48,7 +48,7 @@ class Network(NamedTuple):
 
 
 def slots_per_expert(tokens: int, k: float, num_experts: int, capacity_factor: float) -> int:
-    """Capacity C = ceil(capacity_factor * T K / E), at least 1 and at most T."""
+    """Returns the capacity C = ceil(capacity_factor * T K / E), at least 1 and at most T."""
     if not capacity_factor > 0:
         raise ValueError(f"capacity_factor must be above 0; got {capacity_factor}")
     exact = capacity_factor * tokens * k / num_experts
@@ -56,7 +56,7 @@ def slots_per_expert(tokens: int, k: float, num_experts: int, capacity_factor: f
 
 
 def by_capacity(x_GTD, routing: Routing, experts: Callable, limits: Limits) -> Dispatched:
-    """Gather each expert's C tokens, run the experts as batched matmuls, scatter back.
+    """Gathers each expert's C tokens, runs the experts as batched matmuls, scatters back.
 
     An expert keeps, of a group's tokens routed to it, the C of highest priority; the rest is
     dropped and counted. Cost: 2 G E C D elements moved, and E matmuls of G C rows; no one-hot
@@ -76,7 +76,7 @@ def by_capacity(x_GTD, routing: Routing, experts: Callable, limits: Limits) -> D
 
 
 def _pick(capacity: int, weights_GTE, priority_GTE):
-    """Each expert's tokens in its slots and their weights [G, E, C]; the weight left out [G, E]."""
+    """Returns the tokens in each expert's slots, their weights [G, E, C], the lost weight [G, E]."""
     weights_GET = weights_GTE.swapaxes(1, 2)
     priority_GET = priority_GTE.swapaxes(1, 2).astype(jnp.float32)
     token_GEC = jax.lax.top_k(jnp.where(weights_GET > 0, priority_GET, -jnp.inf), capacity)[1]
@@ -87,19 +87,19 @@ def _pick(capacity: int, weights_GTE, priority_GTE):
 
 
 def _rows(x_GTD, token_GEC):
-    """The tokens in their slots, [G, E, C, D]."""
+    """Gathers the tokens into their slots, [G, E, C, D]."""
     return x_GTD[jnp.arange(len(x_GTD))[:, None, None], token_GEC]
 
 
 def _combine(x_GTD, out_GECD, token_GEC, weight_GEC):
-    """Each token's weighted sum of what its experts made of it, [G, T, D]."""
+    """Returns each token's weighted sum of its experts' outputs, [G, T, D]."""
     out_GECD *= weight_GEC[..., None].astype(out_GECD.dtype)
     row = jnp.arange(len(x_GTD))[:, None, None]
     return jnp.zeros_like(x_GTD, dtype=out_GECD.dtype).at[row, token_GEC].add(out_GECD)
 
 
 def _through_experts(x_GECD, experts: Callable):
-    """The experts' outputs for these slots, where the slots came from; two all-to-alls.
+    """Returns the experts' outputs, laid out as the slots were; costs two all-to-alls.
 
     Both exchanged tensors are named "exchange", so that a policy of rematerialisation can keep
     them rather than exchange again.
@@ -109,25 +109,25 @@ def _through_experts(x_GECD, experts: Callable):
 
 
 def _share(lost, weights):
-    """The lost weight as a share of all, scalar."""
+    """Returns the lost weight as a share of all, scalar."""
     return lost.sum() / jnp.maximum(weights.sum(), jnp.finfo(weights.dtype).tiny)
 
 
 def dense(x_GTD, routing: Routing, experts: Callable, limits: Limits) -> Dispatched:
-    """Every expert on every token, weighted: the reference, E/K times the work, drops nothing."""
+    """Runs every expert on every token: the reference, E/K times the work, drops nothing."""
     if routing.mix is not None:
         return _by_mixing(x_GTD, routing, experts)
     weights = routing.weights
     x_EGTD = jnp.broadcast_to(x_GTD, (weights.shape[-1], *x_GTD.shape))
     out_EGTD = experts(mesh.constrain(x_EGTD, "expert", "slots", None, None))
-    y_GTD = jnp.einsum("gte,egtd->gtd", weights.astype(out_EGTD.dtype), out_EGTD)
+    y_GTD = _weigh("gte,egtd->gtd", weights.astype(out_EGTD.dtype), out_EGTD)
     load_E = (weights > 0).sum((0, 1)).astype(jnp.float32)
     return Dispatched(mesh.constrain(y_GTD, "batch", None, None), load_E, jnp.zeros(()))
 
 
 def dropless(x_GTD, routing: Routing, experts: Network, limits: Limits) -> Dispatched:
-    """Sort each device's rows (a token at one of its experts) by expert, run each expert on its
-    own as grouped matmuls, add back: no slots, so nothing is dropped and nothing computed in vain.
+    """Sorts each device's rows (a token at one of its experts) by expert, runs each expert on its
+    own as grouped matmuls, adds back: no slots, so nothing is dropped or computed in vain.
 
     Memory is static: a group has at most `routing.rows` rows or, of a router without such a number,
     `limits.rows`, the heaviest. Experts that are spread get their rows by an all-to-all of
@@ -153,11 +153,16 @@ def dropless(x_GTD, routing: Routing, experts: Network, limits: Limits) -> Dispa
     return Dispatched(y_GTD, load_GE.sum(0).astype(jnp.float32), _share(lost_G, weights))
 
 
+# Sums of tokens by routing weights, as exact as the gathers and additions of the other dispatches:
+# without it TPUs and GPUs would round float32 first. It changes nothing for bfloat16.
+_weigh = functools.partial(jnp.einsum, precision="highest")
+
+
 def _by_mixing(x_GTD, routing: Routing, experts: Callable) -> Dispatched:
-    """Soft slots: each reads a mixture of its group's tokens; nothing is dropped."""
+    """Gives each slot a mixture of its group's tokens; nothing is dropped."""
     mix, weights = (a.astype(x_GTD.dtype) for a in (routing.mix, routing.weights))
-    read = mesh.on_groups(lambda x, mix: jnp.einsum("gtd,gtec->gecd", x, mix))
-    write = mesh.on_groups(lambda out, weights: jnp.einsum("gecd,gtec->gtd", out, weights))
+    read = mesh.on_groups(functools.partial(_weigh, "gtd,gtec->gecd"))
+    write = mesh.on_groups(functools.partial(_weigh, "gecd,gtec->gtd"))
     y_GTD = write(_through_experts(read(x_GTD, mix), experts), weights)
     return Dispatched(y_GTD, routing.weights.sum((0, 1, 3)), jnp.zeros(()))
 

@@ -1,4 +1,4 @@
-"""Products of rows that are sorted by group with their group's matrix: dropless experts' core.
+"""Multiplies rows that are sorted by group by their group's matrix: the core of dropless experts.
 
 Row n of x belongs to the group g with sizes[:g].sum() <= n < sizes[:g + 1].sum(); rows past the
 last group are zero in every result and derivative (kernels, left alone, may leave anything there).
@@ -18,12 +18,12 @@ BLOCK = 64  # rows of a product on CPU: fewer starve it, more waste the last blo
 
 
 def grouped_matmul(x_ND, kernel_EDF, sizes_E):
-    """out[n] = x[n] @ kernel[group of n], [N, F]."""
+    """Returns out[n] = x[n] @ kernel[group of n], [N, F]."""
     return _matmul(*_alike(x_ND, kernel_EDF, sizes_E))
 
 
 def grouped_rows(bias_EF, sizes_E, rows: int):
-    """out[n] = bias[group of n], [rows, F]."""
+    """Returns out[n] = bias[group of n], [rows, F]."""
     return _spread(rows, *_alike(bias_EF, sizes_E))
 
 
@@ -65,7 +65,7 @@ _spread.defvjp(_spread_forward, _spread_backward)
 
 
 def _times(x_ND, kernel_EDF, sizes_E, transposed: bool = False):
-    """x @ kernel, or x @ kernel^T, each row with its group's."""
+    """Returns x @ kernel or x @ kernel^T, each row with its group's matrix."""
 
     def kernel(x_ND, kernel_EDF, sizes_E):
         if transposed:
@@ -78,7 +78,7 @@ def _times(x_ND, kernel_EDF, sizes_E, transposed: bool = False):
 
 
 def _outer(x_ND, g_NF, sizes_E):
-    """The sum of x[n]^T g[n] over the rows of each group, [E, D, F]."""
+    """Sums x[n]^T g[n] over the rows of each group, [E, D, F]."""
 
     def kernel(x_ND, g_NF, sizes_E):
         contract_rows = lax.RaggedDotDimensionNumbers(
@@ -96,7 +96,7 @@ def _outer(x_ND, g_NF, sizes_E):
 
 
 def _times_by_blocks(x_ND, kernel_EDF, sizes_E, transposed: bool):
-    """As `_times`; a group of n rows costs ceil(n / BLOCK) products of BLOCK rows."""
+    """Does as `_times`; a group of n rows costs ceil(n / BLOCK) products of BLOCK rows."""
     width = kernel_EDF.shape[1 if transposed else 2]
     product = "nf,df->nd" if transposed else "nd,df->nf"
     size = min(BLOCK, len(x_ND))
@@ -106,10 +106,10 @@ def _times_by_blocks(x_ND, kernel_EDF, sizes_E, transposed: bool):
         matrix = lax.dynamic_index_in_dim(kernel_EDF, e, keepdims=False)
 
         def block(i, out):
-            start, mine = _block(ends_E, sizes_E, e, i, size, len(x_ND))
+            start, own = _block(ends_E, sizes_E, e, i, size, len(x_ND))
             x = lax.dynamic_slice_in_dim(x_ND, start, size)
             old = lax.dynamic_slice_in_dim(out, start, size)
-            new = jnp.where(mine, jnp.einsum(product, x, matrix), old)
+            new = jnp.where(own, jnp.einsum(product, x, matrix), old)
             return lax.dynamic_update_slice_in_dim(out, new, start, 0)
 
         return lax.fori_loop(0, -(-sizes_E[e] // size), block, out)
@@ -118,7 +118,7 @@ def _times_by_blocks(x_ND, kernel_EDF, sizes_E, transposed: bool):
 
 
 def _outer_by_blocks(x_ND, g_NF, sizes_E):
-    """As `_outer`; sums are float32 or better."""
+    """Does as `_outer`; sums are float32 or better."""
     size = min(BLOCK, len(x_ND))
     ends_E = jnp.cumsum(sizes_E)
     wide = jnp.promote_types(g_NF.dtype, jnp.float32)
@@ -126,9 +126,9 @@ def _outer_by_blocks(x_ND, g_NF, sizes_E):
 
     def group(e, out):
         def block(i, total):
-            start, mine = _block(ends_E, sizes_E, e, i, size, len(x_ND))
-            x = jnp.where(mine, lax.dynamic_slice_in_dim(x_ND, start, size), 0)
-            g = jnp.where(mine, lax.dynamic_slice_in_dim(g_NF, start, size), 0)
+            start, own = _block(ends_E, sizes_E, e, i, size, len(x_ND))
+            x = jnp.where(own, lax.dynamic_slice_in_dim(x_ND, start, size), 0)
+            g = jnp.where(own, lax.dynamic_slice_in_dim(g_NF, start, size), 0)
             return total + jnp.einsum("nd,nf->df", x, g, preferred_element_type=wide)
 
         blocks = -(-sizes_E[e] // size)
@@ -139,8 +139,8 @@ def _outer_by_blocks(x_ND, g_NF, sizes_E):
 
 
 def _block(ends_E, sizes_E, e, i, size: int, rows: int):
-    """First row of the group's block i, moved to lie within the array, and which rows are its own,
-    [size, 1]."""
+    """Returns the first row of the group's block i, moved to lie within the array, and a mask
+    [size, 1] of the block's rows that belong to it."""
     first = ends_E[e] - sizes_E[e] + i * size
     start = jnp.minimum(first, rows - size)
     row = start + jnp.arange(size)
@@ -148,21 +148,23 @@ def _block(ends_E, sizes_E, e, i, size: int, rows: int):
 
 
 def _filled(x_ND, sizes_E):
+    """Returns a mask [N, 1], True on the rows that belong to a group."""
     return (jnp.arange(len(x_ND)) < sizes_E.sum())[:, None]
 
 
 def _zeros(shape, like, dtype=None):
-    """Zeros that vary over the same axes of a mesh as `like`, as a loop's carry has to."""
+    """Returns zeros that vary over the same axes of a mesh as `like`, as a loop's carry must."""
     return _vary(jnp.zeros(shape, dtype or like.dtype), jax.typeof(like).manual_axis_type.varying)
 
 
 def _alike(*arrays):
-    """The arrays, varying over one set of mesh axes: derivatives are then summed by who varied
-    them."""
+    """Returns the arrays, all varying over the same mesh axes: the transpose of what made them vary
+    then sums their derivatives."""
     axes = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in arrays))
     return tuple(_vary(a, axes) for a in arrays)
 
 
 def _vary(x, axes):
+    """Returns x, marked as varying over `axes` too."""
     missing = tuple(sorted(axes - jax.typeof(x).manual_axis_type.varying))
     return lax.pcast(x, missing, to="varying") if missing else x

@@ -1,4 +1,4 @@
-"""Dropless rows on one device: which there are, to their experts' devices, and back.
+"""Finds the rows of dropless experts on one device, moves them to their experts and back.
 
 A row is one token at one of its experts. N, the number of rows that a device can have, is static;
 rows are sorted by expert and fill the first places. P devices share the experts, L each.
@@ -16,8 +16,8 @@ from routers.selection import largest
 
 
 def within(weights_GTE, bound: int, receive: float):
-    """The weights that are kept: the `bound` heaviest of each group and, where experts are spread,
-    of those that go to one device the heaviest `receive` times the fair share; 0 elsewhere."""
+    """Returns the weights that are kept, 0 elsewhere: the `bound` heaviest of each group and, where
+    experts are spread, of those that go to one device the heaviest `receive` fair shares."""
     groups, tokens, _ = weights_GTE.shape
     kept_GTE = _heaviest(weights_GTE.reshape(groups, -1), bound).reshape(weights_GTE.shape)
     devices = mesh.axis_size("expert")
@@ -31,12 +31,12 @@ def within(weights_GTE, bound: int, receive: float):
 
 
 def _share(rows: int, devices: int, receive: float) -> int:
-    """S: rows that a device can send to one device."""
+    """Returns S, the most rows that a device can send to one device."""
     return min(rows, math.ceil(receive * rows / devices))
 
 
 def _heaviest(weights_RX, count: int):
-    """Each row's `count` largest, 0 elsewhere; sorted only where one has more that are not 0."""
+    """Keeps each row's `count` largest, 0 elsewhere; sorts only where a row has more above 0."""
     if count >= weights_RX.shape[-1]:
         return weights_RX
 
@@ -48,7 +48,7 @@ def _heaviest(weights_RX, count: int):
 
 
 def through_experts(network: Callable, bound: int, receive: float, x_GTD, kept_GTE, parameters):
-    """Each token's weighted sum of what its experts make of it, [G, T, D].
+    """Returns each token's weighted sum of its experts' outputs, [G, T, D].
 
     `network(parameters, x_ND, sizes_E, id_N)` are the experts of this device on sorted rows; id_N
     numbers a row among those of all devices.
@@ -57,13 +57,13 @@ def through_experts(network: Callable, bound: int, receive: float, x_GTD, kept_G
     weight_X = kept_GTE.transpose(2, 0, 1).reshape(-1)  # by expert, then by token
     sizes_E = (weight_X > 0).reshape(experts, -1).sum(-1, dtype=jnp.int32)
     row_N = jnp.arange(groups * bound)
-    found_N = jnp.searchsorted(jnp.cumsum(weight_X > 0), row_N + 1)
-    found_N = jnp.minimum(found_N, len(weight_X) - 1)
-    weight_N = jnp.where(row_N < sizes_E.sum(), weight_X[found_N], 0)
-    token_N = found_N % (groups * tokens)
+    entry_N = jnp.searchsorted(jnp.cumsum(weight_X > 0), row_N + 1)  # of weight_X
+    entry_N = jnp.minimum(entry_N, len(weight_X) - 1)
+    weight_N = jnp.where(row_N < sizes_E.sum(), weight_X[entry_N], 0)
+    token_N = entry_N % (groups * tokens)
     x_ND = x_GTD.reshape(-1, dim)[token_N]
     id_N = _first_token(groups * tokens) * experts + token_N * experts
-    id_N += found_N // (groups * tokens)
+    id_N += entry_N // (groups * tokens)
     devices = mesh.axis_size("expert")
     if devices == 1:
         out_ND = network(parameters, x_ND, sizes_E, id_N)
@@ -76,14 +76,14 @@ def through_experts(network: Callable, bound: int, receive: float, x_GTD, kept_G
 
 
 def _first_token(tokens: int):
-    """Number of this device's first token among those of all."""
+    """Returns the number of this device's first token among those of all devices."""
     if jax.sharding.get_abstract_mesh().empty:
         return 0
     return jax.lax.axis_index(mesh.EXAMPLES) * tokens
 
 
 def _abroad(network: Callable, share: int, x_ND, sizes_PL, id_N, parameters):
-    """The rows' outputs by experts that live on the P devices of the axis `expert`.
+    """Returns the rows' outputs where the experts live on the P devices of the axis `expert`.
 
     The rows for each device go in S = `share` places, one all-to-all there and one back. What
     arrives is sorted by device and then by expert, and is sorted by expert alone for the product.
@@ -104,14 +104,14 @@ def _abroad(network: Callable, share: int, x_ND, sizes_PL, id_N, parameters):
 
 
 def _exchange(a):
-    """Entry i of the first axis to device i."""
+    """Sends entry i of the first axis to device i."""
     return jax.lax.all_to_all(a, "expert", 0, 0, tiled=True)
 
 
 def _send(a_N, sent_P, came_P, share: int):
-    """Rows `[N, ...]`, sorted by device, in their places `[P, S, ...]` on that device.
+    """Sends rows `[N, ...]`, sorted by device, to their places `[P, S, ...]` on those devices.
 
-    TPUs move the rows that there are; elsewhere all places are moved.
+    TPUs move only the filled places; elsewhere all places are moved.
     """
     devices, rest = len(sent_P), a_N.shape[1:]
 
@@ -129,14 +129,14 @@ def _send(a_N, sent_P, came_P, share: int):
 
 
 def _send_back(a_PSD, sent_P, came_P, rows: int):
-    """The way back: what came from a device returns there, `[N, D]` in the order it was sent."""
+    """Returns rows to the devices that they came from, `[N, D]` in the order they were sent."""
     devices, share, dim = a_PSD.shape
 
     def ragged(a_PSD, sent_P, came_P):
         first_P = share * jnp.arange(devices, dtype=came_P.dtype) + jnp.zeros_like(came_P)
         empty = jnp.zeros_like(a_PSD, shape=(rows, dim))
-        there_P = _exchange(_starts(sent_P))
-        return _ragged(a_PSD.reshape(-1, dim), empty, first_P, came_P, there_P, sent_P)
+        target_P = _exchange(_starts(sent_P))
+        return _ragged(a_PSD.reshape(-1, dim), empty, first_P, came_P, target_P, sent_P)
 
     def padded(a_PSD, sent_P, came_P):
         starts_P, row_N = _starts(sent_P), jnp.arange(rows)
@@ -147,14 +147,15 @@ def _send_back(a_PSD, sent_P, came_P, rows: int):
     return jax.lax.platform_dependent(a_PSD, sent_P, came_P, tpu=ragged, default=padded)
 
 
-def _ragged(a, out, starts_P, sizes_P, there_P, came_P):
-    """Each device's slice of `a` to where it belongs in that device's `out`."""
-    return jax.lax.ragged_all_to_all(a, out, starts_P, sizes_P, there_P, came_P, axis_name="expert")
+def _ragged(a, out, starts_P, sizes_P, target_P, came_P):
+    """Sends each device its slice of `a`, to the place `target` in that device's `out`."""
+    sizes = starts_P, sizes_P, target_P, came_P
+    return jax.lax.ragged_all_to_all(a, out, *sizes, axis_name="expert")
 
 
 def _by_expert(arrived_PL, share: int):
-    """Where each arrived row goes when rows are sorted by expert, [P, S], past the end where there
-    is none; and whether there is one."""
+    """Returns where each arrived row goes when rows are sorted by expert, [P, S] (past the end for
+    an empty place), and which places are filled."""
     ends_PL = jnp.cumsum(arrived_PL, axis=1)
     place_S = jnp.arange(share)
     expert_PS = (place_S[:, None] >= ends_PL[:, None]).sum(-1)
@@ -168,5 +169,5 @@ def _by_expert(arrived_PL, share: int):
 
 
 def _starts(sizes):
-    """Where each begins when they lie one after the other."""
+    """Returns where each part begins when parts of these sizes lie one after the other."""
     return jnp.cumsum(sizes) - sizes

@@ -152,8 +152,9 @@ def make_eval_step(config: ConfigDict, graphdef) -> Callable[[Any, dict], dict]:
             "loss": (example_losses(config, logits, batch) * mask).sum(),
             "correct": correct.sum(),
             "top5": ((ahead.sum(-1) < 5) * mask).sum(),
-            "bin_confidence": probs @ in_bin,
-            "bin_correct": correct @ in_bin,
+            # Not products of matrices, which TPUs round to bfloat16 first.
+            "bin_confidence": (probs[:, None] * in_bin).sum(0),
+            "bin_correct": (correct[:, None] * in_bin).sum(0),
         } | traffic(out, mask.sum())
 
     return eval_step

@@ -105,6 +105,7 @@ class VisionTransformer(nnx.Module):
             num_classes,
             kernel_init=zeros,
             dtype=jnp.float32,
+            precision="highest",  # else TPUs round float32 to bfloat16, and GPUs to TF32
             kernel_metadata={"axes": ("embed", "vocab")},
             bias_metadata={"axes": ("vocab",)},
             rngs=rngs,

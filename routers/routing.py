@@ -55,8 +55,12 @@ class Router(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (dim, num_experts * slots), jnp.float32))
 
     def logits(self, x_GTD):
-        """Scores [G, T, E] in float32: routing decisions do not survive bfloat16's three digits."""
-        return x_GTD.astype(jnp.float32) @ self.kernel[...]
+        """Returns the scores [G, T, E], exact to float32.
+
+        Decisions do not survive bfloat16's three digits, and without `precision` TPUs multiply
+        float32 numbers in one pass of bfloat16, GPUs in TF32.
+        """
+        return jnp.matmul(x_GTD.astype(jnp.float32), self.kernel[...], precision="highest")
 
 
 def masked(weights_GTE, mask):

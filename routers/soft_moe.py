@@ -35,7 +35,8 @@ class SoftMoE(Router):
 
     def logits(self, x_GTD):
         x, phi = x_GTD.astype(jnp.float32), self.kernel[...]
-        return (self.scale[...] * _unit(x, axis=-1)) @ _unit(phi, axis=0)
+        tokens, slots = self.scale[...] * _unit(x, axis=-1), _unit(phi, axis=0)
+        return jnp.matmul(tokens, slots, precision="highest")
 
     def __call__(self, x_GTD, *, mask=None, key=None) -> Routing:
         logits = self.logits(x_GTD)

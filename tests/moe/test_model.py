@@ -9,6 +9,8 @@ from flax import nnx
 from moe.errors import UsageError
 from moe.model import build_model, check, moe_layers
 from routers import ROUTERS
+from moe.step import make_eval_step
+from tests.jaxprs import float32_precisions
 from tests.moe.conftest import quick_jit
 
 
@@ -131,3 +133,16 @@ def test_sizes_by_name(size, tiny):
 def test_settings_that_do_not_fit(overrides, message, tiny):
     with pytest.raises(UsageError, match=message):
         check(sized(tiny(**overrides)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_head_router_and_measures_are_not_rounded_to_bfloat16(dtype, tiny, images):
+    """In a bfloat16 model all float32 products are at full precision: the router's and the head's;
+    in a float32 one these and the two that mix slots."""
+    config = sized(tiny(model__dtype=dtype, router__name="soft_moe"))
+    graphdef, params = nnx.split(build_model(config, nnx.Rngs(0)))
+    batch = {"image": images, "label": jnp.zeros(8, int), "mask": jnp.ones(8)}
+    precisions = float32_precisions(make_eval_step(config, graphdef), params, batch)
+    highest = precisions.count((jax.lax.Precision.HIGHEST,) * 2)
+    assert highest == (4 if dtype == "float32" else 2)
+    assert dtype == "float32" or highest == len(precisions)

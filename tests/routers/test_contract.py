@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from routers import ROUTERS
+from tests.jaxprs import float32_precisions
 
 G, T, D, E = 2, 8, 6, 4
 CAPACITY = 4
@@ -123,6 +124,19 @@ def test_bfloat16_tokens_get_float32_weights(name):
     assert routing.weights.dtype == jnp.float32
     expected = route(router, rounded.astype(jnp.float32))
     np.testing.assert_allclose(routing.weights, expected.weights, atol=1e-6)
+
+
+@routers
+def test_scores_are_not_rounded_to_bfloat16(name):
+    """TPUs multiply float32 numbers in one pass of bfloat16 unless they are told, also backward."""
+    graph, parameters = nnx.split(build(name), nnx.Param)
+
+    def total(parameters, x):
+        return weighted_sum(nnx.merge(graph, parameters)(x, key=jax.random.key(0)))
+
+    for f in (total, jax.grad(total, argnums=(0, 1))):
+        precisions = float32_precisions(f, parameters, X)
+        assert precisions and set(precisions) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 @routers
