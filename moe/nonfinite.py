@@ -15,7 +15,7 @@ from moe.checkpoint import Checkpoints, named
 from moe.data import ImageSource
 from moe.distributed import AgreedError
 from moe.run import Run
-from moe.step import State, make_gradient
+from moe.step import State, make_gradient, step_key
 
 SHOWN = 4  # names
 
@@ -74,8 +74,7 @@ def _causes(run: Run) -> Callable:
     gradient = make_gradient(run.config, run.graphdef)
 
     def find(state, batch):
-        key = jax.random.fold_in(jax.random.key(run.config.seed), state["step"])
-        grads, _ = gradient(state["params"], batch, key)
+        grads, _ = gradient(state["params"], batch, step_key(run.config, state["step"]))
         updates, opt_state = run.optimizer.update(grads, state["opt_state"], state["params"])
         new = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
         return tuple(jax.tree.map(lambda a: jnp.isfinite(a).all(), tree) for tree in (grads, new))

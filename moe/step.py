@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from moe import seeds
 from moe.errors import UsageError
 from moe.vit import Output
 
@@ -98,6 +99,11 @@ def finite(tree) -> jax.Array:
     return jnp.stack(leaves).all()
 
 
+def step_key(config: ConfigDict, step) -> jax.Array:
+    """Returns the key of all chance within a step: dropout, and the router's noise."""
+    return jax.random.fold_in(seeds.key(config.seed, "steps"), step)
+
+
 def make_train_step(config: ConfigDict, graphdef, optimizer) -> Callable:
     """Returns a function: state, batch, halted=False -> the next state, and sums over the batch.
 
@@ -108,7 +114,7 @@ def make_train_step(config: ConfigDict, graphdef, optimizer) -> Callable:
     compute = make_gradient(config, graphdef)
 
     def train_step(state: State, batch, halted=False):
-        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+        key = step_key(config, state["step"])
         grads, sums = compute(state["params"], batch, key)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])

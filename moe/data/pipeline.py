@@ -1,11 +1,11 @@
-"""Batches for training and evaluation: an endless stream that can start at any step.
+"""Makes batches for training and evaluation: an endless stream that can start at any step.
 
 Training examples are numbered from zero for ever: step s of a run holds the numbers
 s * batch_size .. (s + 1) * batch_size - 1, and number g shows example order(g) of the source,
 augmented by the random stream of (seed, g). So a batch depends on its step and not on what came
 before it, nor on how many processes share the work; mixup's partner of g is g + 1.
 
-Grain walks through the steps and prepares batches ahead in threads. Shuffling and chance are
+Grain walks through the steps and prepares batches ahead in a thread. Shuffling and chance are
 numpy's: Grain's index shuffle and a numpy Generator made the usual way cost 35 microseconds an
 example each, a permutation per epoch and a stream keyed by (seed, g) cost 0.1 and 10.
 """
@@ -20,6 +20,7 @@ import grain
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 
+from moe import seeds
 from moe.data import transforms
 from moe.data.augment import Augment
 from moe.data.source import ImageSource
@@ -46,7 +47,7 @@ def train_batches(
         source: the examples, N of them; every N consecutive numbers from a multiple of N on, an
             epoch, show each example once, in an order of that epoch.
         batch_size: global, over all processes.
-        seed: of the order and the augmentation, 0 or more.
+        seed: of the order and the augmentation, in 0..2^63-1.
         start_step: the step of the first batch.
         image_size: S, side of the images in pixels.
         augment: see `Augment` for the keys.
@@ -60,32 +61,29 @@ def train_batches(
         label_mixed int32 [b] and mix float32 [b], the weight of `label` in [0, 1].
 
     Raises:
-        UsageError: an argument is out of range.
+        UsageError: an argument is out of range; from the iterator, a record cannot be read.
     """
     settings = Augment.from_mapping(augment)
     rows = _rows(batch_size, rows)
-    _check_stream(source, seed, start_step)
-    order = epoch_order(len(source), seed)
+    _check_stream(source, start_step)
+    order, rngs = epoch_order(len(source), seed), example_rngs(seed)
     mapping = _example_map(source, num_threads)
     mixed = settings.mixup > 0
 
-    def example(number: int) -> tuple[np.ndarray, int, float]:
-        rng = example_rng(seed, number)
-        record = source[order(number)]
+    def example(number: int, index: int) -> tuple[np.ndarray, int, float]:
+        rng, record = rngs(number), source[index]
         image = settings(record["image"], rng, image_size)
         return image, record["label"], rng.beta(settings.mixup, settings.mixup) if mixed else 1.0
 
     def batch(step: int) -> Batch:
         numbers = step * batch_size + rows
-        if not mixed:
-            images, labels, _ = zip(*mapping(example, numbers.tolist()), strict=True)
-            return {
-                "image": transforms.to_float(np.stack(images)),
-                "label": np.array(labels, np.int32),
-            }
-        needed = np.union1d(numbers, numbers + 1)  # each, and its partner
-        images, labels, mix = zip(*mapping(example, needed.tolist()), strict=True)
+        needed = np.union1d(numbers, numbers + 1) if mixed else numbers  # each, and its partner
+        # The order is looked up here, by one thread: those that read would all compute a new epoch.
+        indices = [order(number) for number in needed.tolist()]
+        images, labels, mix = zip(*mapping(example, needed.tolist(), indices), strict=True)
         images, labels = transforms.to_float(np.stack(images)), np.array(labels, np.int32)
+        if not mixed:
+            return {"image": images, "label": labels}
         own = np.searchsorted(needed, numbers)
         mix = np.array(mix, np.float32)[own]
         images = transforms.mixup(images[own], images[own + 1], mix[:, None, None, None])
@@ -109,6 +107,9 @@ def eval_batches(
     Yields:
         image float32 [b, S, S, C] in [-1, 1], label int32 [b], and mask float32 [b]: 1 for an
         example, 0 for padding. Every process yields ceil(N / batch_size) batches of equal size.
+
+    Raises:
+        UsageError: as `train_batches`.
     """
     rows = _rows(batch_size, rows)
     mapping = _example_map(source, num_threads)
@@ -121,8 +122,8 @@ def eval_batches(
         indices = step * batch_size + rows
         indices = indices[indices < len(source)]
         examples = list(mapping(example, indices.tolist()))
-        channels = (examples[0] if examples else example(0))[0].shape[-1]
-        images = np.zeros((len(rows), image_size, image_size, channels), np.float32)
+        shape = len(rows), image_size, image_size, source.image_shape[-1]
+        images = np.zeros(shape, np.float32)
         labels, mask = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
         if examples:
             real = len(examples)  # rows increase, so that those past the end come last
@@ -139,11 +140,12 @@ def epoch_order(length: int, seed: int) -> Callable[[int], int]:
 
     @functools.lru_cache(maxsize=2)  # a batch may straddle two epochs
     def permutation(epoch: int) -> np.ndarray:
-        return np.random.default_rng((seed, epoch)).permutation(length)
+        root = seeds.root(seed, "order of an epoch", epoch)
+        return np.random.default_rng(root).permutation(length)
 
     def order(number: int) -> int:
         epoch, position = divmod(number, length)
-        return permutation(epoch)[position]
+        return int(permutation(epoch)[position])
 
     return order
 
@@ -158,9 +160,10 @@ class _Key(ISeedSequence):
         return np.array(self.words, dtype)
 
 
-def example_rng(seed: int, number: int) -> np.random.Generator:
-    """Returns the random stream of one example: Philox with the key (seed, number)."""
-    return np.random.Generator(np.random.Philox(_Key(seed, number)))
+def example_rngs(seed: int) -> Callable[[int], np.random.Generator]:
+    """Returns number -> the random stream of that example: Philox, keyed by the number."""
+    root = int(seeds.root(seed, "augmentation").generate_state(1, np.uint64)[0])
+    return lambda number: np.random.Generator(np.random.Philox(_Key(root, number)))
 
 
 def _prefetch(batches: grain.MapDataset) -> Iterator[Batch]:
@@ -170,14 +173,14 @@ def _prefetch(batches: grain.MapDataset) -> Iterator[Batch]:
 
 
 def _example_map(source: ImageSource, num_threads: int | None) -> Callable[..., Iterator]:
-    """Returns `map`, or its equal that works in threads; both keep the order."""
+    """Returns `map`, or the `map` of a pool of threads; both keep the order."""
     if num_threads is None:
         num_threads = 0 if source.in_memory else _READ_THREADS
     return ThreadPoolExecutor(num_threads).map if num_threads else map
 
 
 def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
-    """The positions in a batch that are to be made."""
+    """Returns the positions in a batch that are to be made."""
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: expected 1 or more; pass --config.batch_size")
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
@@ -186,10 +189,8 @@ def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
     return rows
 
 
-def _check_stream(source: ImageSource, seed: int, start_step: int) -> None:
+def _check_stream(source: ImageSource, start_step: int) -> None:
     if not len(source):
         raise UsageError(f"split '{source.split}' of '{source.name}' is empty: pass a longer slice")
-    if not 0 <= seed < 1 << 63:
-        raise UsageError(f"seed={seed}: expected a whole number from 0 to 2^63-1")
     if start_step < 0:
         raise UsageError(f"start_step={start_step}: expected 0 or more")

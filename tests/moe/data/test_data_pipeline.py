@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
+import time
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from moe.data import Augment, eval_batches, from_arrays, train_batches
-from moe.data.pipeline import epoch_order, example_rng
+from moe.data.pipeline import epoch_order, example_rngs
 from moe.errors import UsageError
 
 N, CLASSES = 23, 5
@@ -110,8 +111,32 @@ def test_seeds_give_unrelated_orders():
 
 
 def test_streams_of_examples_differ():
-    draws = {example_rng(seed, g).random() for seed in range(10) for g in range(100)}
-    assert len(draws) == 1000
+    draws = {example_rngs(seed)(g).random() for seed in SEEDS for g in range(100)}
+    assert len(draws) == 100 * len(SEEDS)
+
+
+SEEDS = (*range(10), 1 << 31, 1 << 32, (1 << 32) + 1, 1 << 62)  # all bits of a seed count
+
+
+def test_orders_of_seeds_and_epochs_differ():
+    orders = {
+        tuple(epoch_order(N, seed)(e * N + i) for i in range(N)) for seed in SEEDS for e in range(3)
+    }
+    assert len(orders) == 3 * len(SEEDS)
+
+
+def test_one_order_is_computed_for_each_epoch(source, monkeypatch):
+    """Not one for each thread that reads: of ImageNet-21k it takes a second and 100 MB."""
+    made, real = [], np.random.default_rng
+
+    def slow(seed):
+        made.append(seed)
+        time.sleep(0.05)
+        return real(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", slow)
+    _train(source, 4, num_threads=8)  # 48 examples of 23, and their partners: three epochs
+    assert len(made) in (3, 4)  # two batches more are made ahead
 
 
 def test_labels_belong_to_their_images(source):
