@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from moe import mesh as meshes
+from moe import seeds
 from moe.data import ImageSource, eval_batches, open_split, train_batches
 from moe.errors import UsageError
 from moe.model import build_model, check
@@ -65,7 +66,7 @@ class Run:
         shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state())
 
         def init():
-            model = build_model(self.config, nnx.Rngs(self.config.seed))
+            model = build_model(self.config, nnx.Rngs(seeds.key(self.config.seed, "parameters")))
             params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
             return initial_state(self.config, params, self.optimizer)
 
@@ -170,7 +171,7 @@ def set_up(
     mesh = meshes.make_mesh(config.mesh, devices)
     _check_sizes(config, mesh)
     with jax.set_mesh(mesh):
-        model = nnx.eval_shape(lambda: build_model(config, nnx.Rngs(config.seed)))
+        model = nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0)))  # shapes alone
     graphdef, state = nnx.split(model, nnx.Param)
     params = jax.tree.map(
         lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
@@ -207,14 +208,19 @@ def _check_sizes(config: ConfigDict, mesh: Mesh) -> None:
 
 def fill_in(config: ConfigDict, source: ImageSource) -> ConfigDict:
     """Returns a copy whose `data` has the image size, channels and classes of the source."""
-    height, width, channels = source[0]["image"].shape
-    found = {
-        "image_size": min(height, width),
+    height, width, channels = source.image_shape
+    if not (height and width) and not config.data.image_size:
+        raise UsageError(
+            f"the images of data set {config.data.name!r} differ in size: pass the side in pixels "
+            "of the square that they are to be brought to, as --config.data.image_size=SIDE"
+        )
+    sizes = {
+        "image_size": min(height or 0, width or 0),
         "channels": channels,
         "num_classes": source.num_classes,
     }
     config = ConfigDict(config.to_dict())
-    for key, value in found.items():
+    for key, value in sizes.items():
         asked = config.data[key]
         if asked and asked != value and key != "image_size":
             raise UsageError(

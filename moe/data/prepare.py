@@ -12,7 +12,7 @@ import sys
 import tensorflow_datasets as tfds
 
 from moe.data import digits
-from moe.data.prepared import prepare_command, resolve_data_dir
+from moe.data.prepared import prepare_command, reason_of, resolve_data_dir
 from moe.errors import UsageError
 
 
@@ -44,13 +44,18 @@ def prepare(name: str, data_dir: str | None = None) -> str:
             f"TFDS knows no data set '{name}': expected a name of "
             "https://www.tensorflow.org/datasets/catalog/overview"
         ) from error
-    except ValueError as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # whatever TFDS finds wrong with what lies there
         raise UsageError(
-            f"cannot prepare '{name}' in {data_dir} as array_record ({reason}): if it lies there "
-            f"in another form, pass another folder as --data_dir"
+            f"cannot prepare '{name}' in {data_dir} as array_record ({reason_of(error)}): if it "
+            "lies there damaged, delete it; if in another form, pass another folder as --data_dir"
         ) from error
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except OSError as error:
+        raise UsageError(
+            f"cannot prepare '{name}' in {data_dir} ({reason_of(error)}): pass a folder that can "
+            "be written as --data_dir, and look whether its disk is full and the net can be reached"
+        ) from error
     return str(builder.data_path)
 
 

@@ -1,19 +1,62 @@
-"""The files of prepared TFDS data sets: finding them, and what to type when they are not there.
+"""Opens the files of prepared TFDS data sets, or says what is wrong with them and what to type.
 
 Only what TFDS wrote beside the records is used (`dataset_info.json`, `features.json`), never the
 code that made them.
 """
 
-import glob
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import read_only_builder, registered
+from tensorflow_datasets.core import dataset_builder, read_only_builder, registered
 
+from moe.data import digits
 from moe.errors import UsageError
+
+# The files that describe a set, and what reads each: the second one reads both.
+DESCRIPTION = {
+    "features.json": tfds.features.FeatureConnector.from_config,
+    "dataset_info.json": read_only_builder.builder_from_directory,
+}
+
+
+class Prepared(NamedTuple):
+    """Holds one split of a prepared set, opened.
+
+    Attributes:
+        name: the data set, as it was asked for.
+        split: the split, or a slice of one.
+        data_dir: the folder in which the set was prepared.
+        info: what TFDS wrote about the set.
+        raw: the serialized examples by index.
+    """
+
+    name: str
+    split: str
+    data_dir: str
+    info: tfds.core.DatasetInfo
+    raw: Sequence[bytes]
+
+    def first_of_each_file(self) -> list[int]:
+        """Returns the index of the first example in each file."""
+        sizes = [file.take for file in self.info.splits[self.split].file_instructions]
+        return [sum(sizes[:i]) for i, size in enumerate(sizes) if size]
+
+    def wrong(self, index: int, what: str, remedy: str = "") -> UsageError:
+        """Returns the error that `what` is wrong with an example, which names its file."""
+        end = 0
+        for file in self.info.splits[self.split].file_instructions:
+            end += file.take
+            if index < end:
+                break
+        remedy = remedy or _again(self.name, self.data_dir, file.filename)
+        return UsageError(
+            f"record {index} of split '{self.split}' of data set '{self.name}', in "
+            f"{file.filename}, {what}: {remedy}"
+        )
 
 
 def resolve_data_dir(data_dir: str | None) -> str:
@@ -27,12 +70,10 @@ def prepare_command(name: str, data_dir: str) -> str:
     """Returns what to type to prepare a data set."""
     # `tfds build` would need Apache Beam as well: tfds 4.9.10 imports it for every command.
     arguments = f"{shlex.quote(name)} --data_dir={shlex.quote(data_dir)}"
-    return f"pip install 'permoe[prepare]' && python -m moe.data.prepare {arguments}"
+    return f"pip install -e '.[prepare]' && python -m moe.data.prepare {arguments}"
 
 
-def open_files(
-    name: str, split: str, data_dir: str
-) -> tuple[tfds.core.DatasetInfo, Sequence[bytes]]:
+def open_files(name: str, split: str, data_dir: str) -> Prepared:
     """Opens one split of a prepared set.
 
     Args:
@@ -40,16 +81,23 @@ def open_files(
         split: a split or a slice of one, "train[:90%]".
         data_dir: the folder in which the set was prepared.
 
-    Returns:
-        What TFDS knows of the set, and the serialized examples by index.
-
     Raises:
-        UsageError: no such set, no such split, or a form without random access.
+        UsageError: no such set, one whose files are damaged, no such split or an empty one, or a
+            form without random access.
     """
+    builder = _builder(name, data_dir)
     try:
-        builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except (registered.DatasetNotFoundError, ValueError) as error:
-        raise UsageError(_not_found(name, data_dir)) from error
+        examples = builder.info.splits[split].num_examples
+    except ValueError as error:
+        raise UsageError(
+            f"data set '{name}' has no split '{split}': expected one of "
+            f"{', '.join(builder.info.splits)}, or a slice within one such as train[:90%]"
+        ) from error
+    if not examples:
+        raise UsageError(
+            f"split '{split}' of data set '{name}' is empty: pass a longer slice, or another of "
+            f"{', '.join(builder.info.splits)}"
+        )
     try:
         raw = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -62,36 +110,96 @@ def open_files(
             f"with `{prepare_command(name, other)}` (this step alone needs TensorFlow), then pass "
             f"--config.data.data_dir={other}"
         ) from error
-    except ValueError as error:
+    return Prepared(name, split, data_dir, builder.info, raw)
+
+
+def _builder(name: str, data_dir: str) -> dataset_builder.DatasetBuilder:
+    """Opens a set by the two files that describe it."""
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except Exception as error:  # whatever TFDS, protobuf or json find wrong with the files
+        folders = []
+        try:
+            for folder in _version_folders(name, data_dir):
+                _check_description(name, data_dir, folder)
+                folders.append(os.path.relpath(folder, data_dir))
+        except OSError as unreadable:
+            raise UsageError(
+                f"cannot read {unreadable.filename} of data set '{name}' ({unreadable.strerror}): "
+                "allow it, or pass a folder that can be read as --config.data.data_dir=DIR"
+            ) from error
+        if not isinstance(error, registered.DatasetNotFoundError | ValueError):
+            raise  # the files are right: an error of TFDS or of ours
+        only = f" (found only {', '.join(sorted(folders))})" if folders else ""
         raise UsageError(
-            f"data set '{name}' has no split '{split}': expected one of "
-            f"{', '.join(builder.info.splits)}, or a slice within one such as train[:90%]"
+            f"data set '{name}' is not prepared in {data_dir}{only}: prepare it once with "
+            f"`{prepare_command(name, data_dir)}` (this step alone needs TensorFlow)"
         ) from error
-    return builder.info, raw
 
 
-def _not_found(name: str, data_dir: str) -> str:
-    """Returns the message for a set that is not there, with its variants that are."""
+def _version_folders(name: str, data_dir: str) -> Iterator[str]:
+    """Yields the folders of the set's versions and configs, which have no folders themselves.
+
+    Raises:
+        OSError: a folder is there, but not to be read.
+    """
+
+    def stop(error: OSError):
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
     stem = name.partition(":")[0].partition("/")[0]
-    found = glob.glob(
-        os.path.join(data_dir, glob.escape(stem), "**", "features.json"), recursive=True
-    )
-    there = sorted(os.path.relpath(os.path.dirname(path), data_dir) for path in found)
-    variants = f" (found only {', '.join(there)})" if there else ""
-    return (
-        f"data set '{name}' is not prepared in {data_dir}{variants}: prepare it once with "
-        f"`{prepare_command(name, data_dir)}` (this step alone needs TensorFlow)"
-    )
+    for folder, inner, _ in os.walk(os.path.join(data_dir, stem), onerror=stop):
+        inner[:] = [name for name in inner if name not in DESCRIPTION]
+        if not inner:
+            yield folder
 
 
-def image_and_label(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
-    """Finds the features that hold the image and its class.
+def _check_description(name: str, data_dir: str, folder: str) -> None:
+    """Raises where one of the two files that describe a set is missing or damaged.
+
+    Raises:
+        OSError: it is not to be read.
+        UsageError: it does not hold what TFDS wrote.
+    """
+    for file, read in DESCRIPTION.items():
+        path = os.path.join(folder, file)
+        try:
+            if os.path.isfile(path):
+                with open(path, "rb"):  # TFDS has its own words for what the system says
+                    pass
+            read(folder)
+        except PermissionError:
+            raise
+        except Exception as error:
+            reason = reason_of(error) if os.path.isfile(path) else "there is no such file"
+            raise UsageError(
+                f"{path} of data set '{name}' is damaged ({reason}): {_again(name, data_dir, path)}"
+            ) from error
+
+
+def _again(name: str, data_dir: str, file: str) -> str:
+    """Returns what to do about a damaged file of a set."""
+    folder = os.path.dirname(file)
+    if name in digits.NAMES:
+        return f"delete {folder}, and the next start prepares it again"
+    return f"delete {folder} and prepare it again with `{prepare_command(name, data_dir)}`"
+
+
+def reason_of(error: Exception) -> str:
+    """Returns the text of another library's error on one line that is not too long."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def image_and_label(prepared: Prepared) -> tuple[str, str]:
+    """Returns the names of the features that hold the image and its class.
 
     They are the set's supervised pair, or, where it declares none, "image" and "label".
 
     Raises:
         UsageError: they are not a uint8 image (H, W, C) and one class of a known list.
     """
+    info = prepared.info
     pair = info.supervised_keys
     if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(k, str) for k in pair)):
         pair = ("image", "label")
@@ -104,8 +212,15 @@ def image_and_label(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
     )
     if not (is_image and isinstance(label, tfds.features.ClassLabel) and label.num_classes):
         raise UsageError(
-            f"data set '{name}' is not for image classification: expected the features image "
-            f"(uint8, height x width x channels) and label (ClassLabel), got {_describe(features)}"
+            f"data set '{prepared.name}' is not for image classification: expected the features "
+            "image (uint8, height x width x channels) and label (ClassLabel), got "
+            f"{_describe(features)}"
+        )
+    if len(label.names) != label.num_classes:
+        file = os.path.join(info.data_dir, f"{pair[1]}.labels.txt")
+        raise UsageError(
+            f"{file} of data set '{prepared.name}' is damaged (it names {len(label.names)} classes "
+            f"of {label.num_classes}): {_again(prepared.name, prepared.data_dir, file)}"
         )
     return pair
 

@@ -1,4 +1,4 @@
-"""A split of a prepared TFDS image classification set, as a random-access sequence.
+"""Reads a split of a prepared TFDS image classification set as a random-access sequence.
 
 Data sets are read from their array_record files alone: neither TensorFlow nor the code of the
 data set is needed, so a set of one's own works like a stock one once it is prepared.
@@ -8,6 +8,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,17 +17,24 @@ from absl import logging
 from PIL import Image
 
 from moe.data import digits
-from moe.data.prepared import image_and_label, open_files, resolve_data_dir
+from moe.data.prepared import (
+    Prepared,
+    image_and_label,
+    open_files,
+    reason_of,
+    resolve_data_dir,
+)
 from moe.errors import UsageError
 
 # A record costs about 0.3 ms of Python, an array element one microsecond; so whatever fits in
 # memory without being noticed is decoded once.
 MEMORY_LIMIT_BYTES = 1 << 30
+_OPEN_THREADS = 16
 _PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Records(Protocol):
-    """Random access to examples: `[i]` gives (uint8 image [H, W, C], label)."""
+    """Gives examples by index: `[i]` is (uint8 image [H, W, C], label)."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]: ...
@@ -34,12 +42,13 @@ class Records(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSource:
-    """Labelled images by index.
+    """Holds labelled images by index.
 
     Attributes:
         name: the data set, as it was asked for.
         split: the split, as it was asked for.
         class_names: one name per class; the label is its position.
+        image_shape: (H, W, C) of every image; H or W is None where images differ in it.
         records: where the examples come from.
         in_memory: whether an example costs about a microsecond, rather than a read and a decode.
     """
@@ -47,6 +56,7 @@ class ImageSource:
     name: str
     split: str
     class_names: tuple[str, ...]
+    image_shape: tuple[int | None, int | None, int]
     records: Records
     in_memory: bool
 
@@ -67,7 +77,7 @@ class ImageSource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Arrays:
-    """Records held in memory: images uint8 [N, H, W, C], labels [N]."""
+    """Holds records in memory: images uint8 [N, H, W, C], labels [N]."""
 
     images: np.ndarray
     labels: list[int]
@@ -81,28 +91,58 @@ class _Arrays:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Files:
-    """Records read and decoded one by one; safe to call from several threads."""
+    """Reads and decodes records one by one; safe to call from several threads."""
 
-    raw: Sequence[bytes]
+    prepared: Prepared
     features: tfds.features.FeaturesDict  # the image and the label alone: others may need more
     image_key: str
     label_key: str
 
     def __len__(self) -> int:
-        return len(self.raw)
+        return len(self.prepared.raw)
+
+    @property
+    def shape(self) -> tuple[int | None, int | None, int]:
+        """Returns (H, W, C) of every image; H or W is None where images differ in it."""
+        height, width, channels = self.features[self.image_key].shape
+        return height, width, channels or 3
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        try:
+            image, label = self._read(index)
+        except Exception as error:  # whatever array_record, protobuf, TFDS or PIL find wrong
+            raise self.prepared.wrong(index, f"cannot be read ({reason_of(error)})") from error
+        if any(a not in (None, b) for a, b in zip(self.shape, image.shape, strict=True)):
+            raise self.prepared.wrong(
+                index, f"has an image of {image.shape}, not {self.shape} as features.json says"
+            )
+        if not 0 <= label < self.features[self.label_key].num_classes:
+            last = self.features[self.label_key].num_classes - 1
+            raise self.prepared.wrong(
+                index,
+                f"has the label {label}, not one of 0..{last}",
+                "pass a split whose records all have labels (-1 is TFDS's mark of none)",
+            )
+        return image, label
+
+    def _read(self, index: int) -> tuple[np.ndarray, int]:
         feature = self.features[self.image_key]
         encoded = isinstance(feature, tfds.features.Image)
         # TFDS's own decoding keeps a palette or CMYK image as it is; ours converts it.
         skip = {self.image_key: tfds.decode.SkipDecoding()} if encoded else None
-        example = self.features.deserialize_example_np(self.raw[index], decoders=skip)
+        example = self.features.deserialize_example_np(self.prepared.raw[index], decoders=skip)
         image = example[self.image_key]
-        if encoded:
-            with Image.open(io.BytesIO(image)) as file:
-                image = np.asarray(file.convert(_PIL_MODES.get(feature.shape[-1], "RGB")))
-            image = image.reshape(*image.shape[:2], -1)
-        return image, int(example[self.label_key])
+        return _decode(image, self.shape[-1]) if encoded else image, int(example[self.label_key])
+
+
+def _decode(encoded: bytes, channels: int) -> np.ndarray:
+    """Returns a PNG or JPEG file as uint8 [H, W, channels], whatever colours it was saved in."""
+    with Image.open(io.BytesIO(encoded)) as file:
+        if file.mode.startswith("I"):
+            # 16 bits of grey, of which PIL would make white all that is above 255.
+            file = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8))
+        image = np.asarray(file.convert(_PIL_MODES[channels]))
+    return image.reshape(*image.shape[:2], channels)
 
 
 def from_arrays(
@@ -118,7 +158,7 @@ def from_arrays(
     records = _Arrays(images, [int(label) for label in labels])
     if records.labels and not 0 <= min(records.labels) <= max(records.labels) < len(class_names):
         raise UsageError(f"labels out of range: expected 0..{len(class_names) - 1}")
-    return ImageSource(name, "all", tuple(class_names), records, in_memory=True)
+    return ImageSource(name, "all", tuple(class_names), images.shape[1:], records, in_memory=True)
 
 
 def open_split(name: str, split: str, data_dir: str | None = None) -> ImageSource:
@@ -134,28 +174,30 @@ def open_split(name: str, split: str, data_dir: str | None = None) -> ImageSourc
         The split, held in memory if its images have one fixed size and take less than 1 GiB.
 
     Raises:
-        UsageError: the set is missing, in another form, has no such split, or does not hold
-            uint8 images with one class each.
+        UsageError: the set is missing, damaged or in another form, has no such split, or does not
+            hold uint8 images with one class each.
     """
     data_dir = resolve_data_dir(data_dir)
     if name in digits.NAMES:
         digits.prepare(data_dir)
-    info, raw = open_files(name, split, data_dir)
-    image_key, label_key = image_and_label(name, info)
-    kept = tfds.features.FeaturesDict({k: info.features[k] for k in (image_key, label_key)})
-    files = _Files(raw, kept, image_key, label_key)
-    class_names = tuple(kept[label_key].names)
-
-    shape = kept[image_key].shape
-    if None in shape or len(files) * math.prod(shape) >= MEMORY_LIMIT_BYTES:
-        return ImageSource(name, split, class_names, files, in_memory=False)
+    prepared = open_files(name, split, data_dir)
+    image_key, label_key = image_and_label(prepared)
+    kept = {key: prepared.info.features[key] for key in (image_key, label_key)}
+    files = _Files(prepared, tfds.features.FeaturesDict(kept), image_key, label_key)
+    opened = ImageSource(
+        name, split, tuple(kept[label_key].names), files.shape, files, in_memory=False
+    )
+    if None in files.shape or len(files) * math.prod(files.shape) >= MEMORY_LIMIT_BYTES:
+        with ThreadPoolExecutor(_OPEN_THREADS) as pool:  # a file that is cut short is found here
+            list(pool.map(files.__getitem__, prepared.first_of_each_file()))
+        return opened
     logging.info("reading the %d images of %s %s into memory", len(files), name, split)
-    return ImageSource(name, split, class_names, _read_all(files, shape), in_memory=True)
+    return dataclasses.replace(opened, records=_read_all(files), in_memory=True)
 
 
-def _read_all(files: _Files, shape: tuple[int, int, int]) -> _Arrays:
+def _read_all(files: _Files) -> _Arrays:
     """Decodes every record; the images are made read-only, since all batches share them."""
-    images, labels = np.empty((len(files), *shape), np.uint8), []
+    images, labels = np.empty((len(files), *files.shape), np.uint8), []
     for i in range(len(files)):
         images[i], label = files[i]
         labels.append(label)

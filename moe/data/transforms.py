@@ -1,4 +1,4 @@
-"""Augmentations of one image, in numpy: each a small pure function.
+"""Changes one image, in numpy: each augmentation is a small pure function.
 
 An image is [H, W, C], uint8 in 0..255 or float32; results keep the dtype unless said otherwise.
 `rng` is the only source of chance, so equal generators give equal images.
@@ -70,19 +70,17 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack(planes, axis=-1)
 
 
-def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Cuts [size, size, C] out of the middle; both sides must be at least `size`."""
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return image[top : top + size, left : left + size]
-
-
 def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Scales the shorter side to `size` and cuts the middle: [size, size, C], no chance."""
+    """Cuts the largest square out of the middle and scales it to [size, size, C], without chance.
+
+    In this order: scaled first, an image of 1 x 2000 would grow to `size` times 2000 `size` pixels.
+    """
     height, width, _ = image.shape
     if height == width == size:
         return image
-    scale = size / min(height, width)
-    return center_crop(resize(image, round(height * scale), round(width * scale)), size)
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return resize(image[top : top + side, left : left + side], size, size)
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
@@ -108,6 +106,6 @@ def _below(rng: Rng, stop: int) -> int:
 
 
 def _pil_resize(plane: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scales [H, W] (uint8 or float32) or [H, W, 3] (uint8)."""
+    """Scales [H, W] (uint8 or float32) or [H, W, 3] (uint8) by PIL."""
     scaled = Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(scaled, plane.dtype)

@@ -102,6 +102,15 @@ def test_fit():
         assert transforms.fit(_image(height, width), 7).shape == (7, 7, 3)
 
 
+def test_fit_does_not_grow_a_thin_image_first():
+    """Scaled before it is cut, one of 1 x 2000 would become 224 x 448,000."""
+    thin = np.arange(2000).astype(np.uint8)[None, :, None].repeat(3, -1)
+    middle = thin[0, 999]
+    np.testing.assert_array_equal(transforms.fit(thin, 224), np.full((224, 224, 3), middle))
+    tall = thin.swapaxes(0, 1)
+    np.testing.assert_array_equal(transforms.fit(tall, 224), np.full((224, 224, 3), middle))
+
+
 def test_to_float():
     out = transforms.to_float(np.array([0, 255], np.uint8))
     assert out.dtype == np.float32
