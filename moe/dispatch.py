@@ -76,7 +76,7 @@ def by_capacity(x_GTD, routing: Routing, experts: Callable, limits: Limits) -> D
 
 
 def _pick(capacity: int, weights_GTE, priority_GTE):
-    """Returns the tokens in each expert's slots, their weights [G, E, C], the lost weight [G, E]."""
+    """Returns the tokens in the experts' slots, their weights [G, E, C], the lost weight [G, E]."""
     weights_GET = weights_GTE.swapaxes(1, 2)
     priority_GET = priority_GTE.swapaxes(1, 2).astype(jnp.float32)
     token_GEC = jax.lax.top_k(jnp.where(weights_GET > 0, priority_GET, -jnp.inf), capacity)[1]

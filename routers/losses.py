@@ -1,8 +1,10 @@
-"""Auxiliary losses of routers: values of probabilities [G, T, E], none is stored away.
+"""Computes the auxiliary losses of routers from scores or probabilities [G, T, E].
 
 `mask` [G, T] is False on padding tokens, which do not count; None means that all are real. Every
-loss is computed over all groups together, as over one large batch.
+loss is computed over all groups together, as over one large batch; `by_group` does otherwise.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,9 @@ from routers.selection import ranks
 
 
 def load_balance(probs_GTE, chosen_GTE, mask=None):
-    """E * sum_e f_e P_e, with f_e the share of choices that fell on e and P_e its mean probability.
+    """Returns E * sum_e f_e P_e: f_e is e's share of the choices, P_e its mean probability.
 
-    1 when balanced. The gradient flows through P only, f being a count. Switch Transformers
+    It is 1 when balanced. The gradient flows through P only, f being a count. Switch Transformers
     (Fedus et al. 2021), eq. 4-6; GShard (Lepikhin et al. 2020), algorithm 1 (which squares the
     same sums per group); with K > 1 choices f is divided by K, so that 1 stays the optimum.
     """
@@ -24,35 +26,57 @@ def load_balance(probs_GTE, chosen_GTE, mask=None):
 
 
 def importance(probs_GTE, mask=None):
-    """Squared coefficient of variation of sum_t p_te (Shazeer et al. 2017, eq. 6-7)."""
+    """Returns the squared coefficient of variation of sum_t p_te (Shazeer et al. 2017, eq. 6-7)."""
     return _squared_cv(_mean_over_tokens(probs_GTE, mask))
 
 
-def load(clean_GTE, noisy_GTE, k: int, noise, mask=None):
-    """Squared coefficient of variation of the expected number of tokens per expert.
+def load(clean_GTE, noisy_GTE, k: int, noise, mask=None, *, of_others: bool = True):
+    """Returns the squared coefficient of variation of the expected number of tokens per expert.
 
     The chance that expert e is among the k best if its noise alone is drawn again:
     Phi((clean_e - t_e)/noise) with t_e the k-th best noisy score of the other experts. Shazeer et
     al. 2017, appendix A, eq. 8-10; `noise` is the standard deviation of the Gaussian noise.
+
+    Where `of_others` is False, t is the k-th best noisy score of all experts, as in Riquelme et al.
+    2021, appendix A.2: the k chosen ones then have to beat the last of themselves.
     """
-    if k >= clean_GTE.shape[-1]:
+    if of_others and k >= clean_GTE.shape[-1]:
         return jnp.zeros((), clean_GTE.dtype)  # every expert is always chosen
-    rank = ranks(jax.lax.stop_gradient(noisy_GTE), k + 1)
-    last, next_ = (
-        jnp.where(rank == place, noisy_GTE, 0).sum(-1, keepdims=True) for place in (k - 1, k)
-    )
-    threshold = jnp.where(rank < k, next_, last)
+    rank = ranks(jax.lax.stop_gradient(noisy_GTE), k + of_others)
+
+    def score(place):
+        return jnp.where(rank == place, noisy_GTE, 0).sum(-1, keepdims=True)
+
+    threshold = jnp.where(rank < k, score(k), score(k - 1)) if of_others else score(k - 1)
     return _squared_cv(_mean_over_tokens(norm.cdf((clean_GTE - threshold) / noise), mask))
 
 
 def z_loss(logits_GTE, mask=None):
-    """Mean of logsumexp(logits)^2, which keeps scores small (ST-MoE, Zoph et al. 2022, eq. 5)."""
+    """Returns the mean of logsumexp(logits)^2, to keep scores small (Zoph et al. 2022, eq. 5)."""
     z = jax.nn.logsumexp(logits_GTE, axis=-1, keepdims=True)
     return _mean_over_tokens(z**2, mask).sum()
 
 
+def by_group(loss: Callable) -> Callable:
+    """Returns `loss`, a function of arrays [G, T, ...] and a mask, as the mean of each group's own.
+
+    Groups of padding alone do not count. V-MoE computes its losses so (Riquelme et al. 2021): on a
+    device by itself, and with a gradient that also balances within every group.
+    """
+
+    def mean(*arrays, mask=None):
+        mask = jnp.ones(arrays[0].shape[:2], bool) if mask is None else mask
+        loss_G = jax.vmap(lambda mask, *group: loss(*(a[None] for a in group), mask=mask[None]))(
+            mask, *arrays
+        )
+        real_G = mask.any(1)
+        return jnp.where(real_G, loss_G, 0).sum() / jnp.maximum(real_G.sum(), 1)
+
+    return mean
+
+
 def _mean_over_tokens(x_GTE, mask):
-    """Mean over real tokens, [E]."""
+    """Returns the mean over real tokens, [E]."""
     if mask is None:
         return x_GTE.mean((0, 1))
     weight = mask[..., None].astype(x_GTE.dtype)

@@ -1,5 +1,6 @@
-"""Routers in which each token chooses its experts: hard (softmax top-k) and relaxed."""
+"""Defines the routers in which each token chooses its experts: hard (softmax top-k) and relaxed."""
 
+import functools
 from typing import Annotated
 
 import jax
@@ -13,7 +14,7 @@ from routers.topk import sparse_topk_mask
 
 
 class TopK(Router):
-    """Each token goes to the K experts with the highest scores, weighted by their softmax.
+    """Sends each token to the K experts with the highest scores, weighted by their softmax.
 
     Noisy top-k gating of Shazeer et al. 2017 in the form of V-MoE (Riquelme et al. 2021):
     weights softmax(logits + noise), noise N(0, (noise/E)^2) in training only.
@@ -25,6 +26,8 @@ class TopK(Router):
         False by order: all first choices in the order of the tokens, then all second choices.
       importance, load, balance, z: weights of the auxiliary losses (`routers.losses`); `load`
         needs noise.
+      vmoe_losses: True computes them as published with V-MoE: each group's own, averaged;
+        `importance` of the scores without noise; `load` with the threshold over all experts.
     """
 
     def __init__(
@@ -40,39 +43,51 @@ class TopK(Router):
         load: Annotated[float, "[0, 1e3]"] = 0.005,
         balance: Annotated[float, "[0, 1e3]"] = 0.0,
         z: Annotated[float, "[0, 1e3]"] = 0.0,
+        vmoe_losses: bool = False,
         rngs: nnx.Rngs,
     ):
         super().__init__(dim, num_experts, k=k, rngs=rngs)
         self.noise = noise / num_experts
         self.batch_priority = batch_priority
         self.importance, self.load, self.balance, self.z = importance, load, balance, z
+        self.vmoe_losses = vmoe_losses
 
     def __call__(self, x_GTD, *, mask=None, key=None) -> Routing:
         clean = self.logits(x_GTD)
-        noisy = clean
-        if key is not None:
+        noisy, has_noise = clean, key is not None and self.noise > 0
+        if has_noise:
             noisy += self.noise * jax.random.normal(key, clean.shape)
         probs = jax.nn.softmax(noisy, axis=-1)
         rank = ranks(jax.lax.stop_gradient(noisy), self.k)  # 0 is the token's first choice
         chosen = masked(rank < self.k, mask)
-        aux = (
-            self.importance * losses.importance(probs, mask)
-            + self.balance * losses.load_balance(probs, chosen, mask)
-            + self.z * losses.z_loss(clean, mask)
-        )
-        if key is not None and self.noise > 0:
-            aux += self.load * losses.load(clean, noisy, self.k, self.noise, mask)
+        aux_loss = functools.partial(self._aux_loss, has_noise)
+        if self.vmoe_losses:
+            aux_loss = losses.by_group(aux_loss)
         order = -(rank * x_GTD.shape[1] + jnp.arange(x_GTD.shape[1])[:, None])
         return Routing(
             weights=jnp.where(chosen, probs, 0),
             priority=None if self.batch_priority else order,
             rows=x_GTD.shape[1] * self.k,
-            aux_loss=aux,
+            aux_loss=aux_loss(clean, noisy, chosen, mask=mask),
         )
+
+    def _aux_loss(self, has_noise: bool, clean, noisy, chosen, *, mask):
+        """Returns the weighted sum of the auxiliary losses."""
+        probs = jax.nn.softmax(noisy, axis=-1)
+        important = jax.nn.softmax(clean, axis=-1) if self.vmoe_losses else probs
+        aux = (
+            self.importance * losses.importance(important, mask)
+            + self.balance * losses.load_balance(probs, chosen, mask)
+            + self.z * losses.z_loss(clean, mask)
+        )
+        if has_noise:
+            load = functools.partial(losses.load, of_others=not self.vmoe_losses)
+            aux += self.load * load(clean, noisy, self.k, self.noise, mask)
+        return aux
 
 
 class SparseTopK(Router):
-    """Each token goes to the experts in the support of its relaxed top-k mask.
+    """Sends each token to the experts in the support of its relaxed top-k mask.
 
     Weights m * softmax(logits), with m = `sparse_topk_mask`(logits, K) along the experts: exactly
     sparse, and differentiable also in *which* experts are chosen (Sander et al. 2023). A token may

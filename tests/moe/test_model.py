@@ -8,8 +8,8 @@ from flax import nnx
 
 from moe.errors import UsageError
 from moe.model import build_model, check, moe_layers
-from routers import ROUTERS
 from moe.step import make_eval_step
+from routers import ROUTERS
 from tests.jaxprs import float32_precisions
 from tests.moe.conftest import quick_jit
 

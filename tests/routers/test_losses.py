@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy.special import logsumexp, softmax
 from scipy.stats import norm
 
 from routers import losses
+from routers.token_choice import TopK
 
 G, T, E, K, NOISE = 2, 5, 4, 2, 0.3
 RNG = np.random.default_rng(0)
@@ -35,6 +37,18 @@ def balance(probs, chosen):
     return E * (chosen.mean((0, 1)) / K * probs.mean((0, 1))).sum()
 
 
+def chances_of_all(clean, noisy):
+    """As `chances`, with the K-th best score of all experts for a threshold: V-MoE's, in loops."""
+    out = np.zeros_like(clean)
+    for index in np.ndindex(clean.shape):
+        out[index] = norm.cdf((clean[index] - np.sort(noisy[index[:-1]])[-K]) / NOISE)
+    return out
+
+
+def load_of_all(clean, noisy, mask=None):
+    return losses.load(clean, noisy, K, NOISE, mask, of_others=False)
+
+
 def load(clean, noisy, mask=None):
     return losses.load(clean, noisy, K, NOISE, mask)
 
@@ -44,6 +58,11 @@ CASES = {
     "load_balance": (losses.load_balance, (PROBS, CHOSEN), balance),
     "importance": (losses.importance, (PROBS,), lambda p: squared_cv(p.sum((0, 1)))),
     "load": (load, (LOGITS, NOISY), lambda c, n: squared_cv(chances(c, n).sum((0, 1)))),
+    "load_of_all": (
+        load_of_all,
+        (LOGITS, NOISY),
+        lambda c, n: squared_cv(chances_of_all(c, n).sum((0, 1))),
+    ),
     "z_loss": (losses.z_loss, (LOGITS,), lambda x: (logsumexp(x, axis=-1) ** 2).mean()),
 }
 cases = pytest.mark.parametrize("name", CASES)
@@ -64,6 +83,30 @@ def test_padding_counts_as_if_deleted(name):
     filled = [np.where(MASK[..., None], a, 0 if a.dtype == bool else 7) for a in arrays]
     found = loss(*(jnp.asarray(a) for a in filled), jnp.asarray(MASK))
     np.testing.assert_allclose(found, expected, rtol=5e-6)
+
+
+def test_by_group_is_the_mean_of_the_groups_own():
+    mean = losses.by_group(lambda p, mask: losses.importance(p, mask))
+    own = [squared_cv(PROBS[g][MASK[g]].sum(0)) for g in range(G)]
+    np.testing.assert_allclose(mean(jnp.asarray(PROBS), mask=jnp.asarray(MASK)), np.mean(own), 5e-6)
+    # A group of padding alone does not count.
+    first = jnp.asarray(MASK).at[1].set(False)
+    np.testing.assert_allclose(mean(jnp.asarray(PROBS), mask=first), own[0], rtol=5e-6)
+    assert abs(np.mean(own) - squared_cv(PROBS[MASK].sum(0))) > 1e-3  # the whole batch's
+
+
+def test_the_published_losses_of_vmoe():
+    """Of each group by itself, importance of the scores without noise, a threshold over all."""
+    weights = {"importance": 0.3, "load": 0.7}
+    router = TopK(3, E, 1, k=K, noise=NOISE * E, **weights, vmoe_losses=True, rngs=nnx.Rngs(0))
+    x, key = jnp.asarray(RNG.normal(size=(G, T, 3)), jnp.float32), jax.random.key(1)
+    clean = np.asarray(router.logits(x), np.float64)
+    noisy = clean + NOISE * np.asarray(jax.random.normal(key, clean.shape), np.float64)
+    importance = [squared_cv(softmax(clean[g], axis=-1).sum(0)) for g in range(G)]
+    load = [squared_cv(chances_of_all(clean[g], noisy[g]).sum(0)) for g in range(G)]
+    expected = 0.3 * np.mean(importance) + 0.7 * np.mean(load)
+    np.testing.assert_allclose(router(x, key=key).aux_loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(router(x).aux_loss, 0.3 * np.mean(importance), rtol=1e-5)
 
 
 def test_optima():
@@ -87,6 +130,7 @@ def test_gradient_reaches_the_logits(name):
         "load_balance": lambda x: losses.load_balance(jax.nn.softmax(x), jnp.asarray(CHOSEN)),
         "importance": lambda x: losses.importance(jax.nn.softmax(x)),
         "load": lambda x: load(x, x + jnp.asarray(NOISY - LOGITS)),
+        "load_of_all": lambda x: load_of_all(x, x + jnp.asarray(NOISY - LOGITS)),
         "z_loss": losses.z_loss,
     }[name]
     with jax.enable_x64(True):
