@@ -15,7 +15,8 @@ Made for 128 chips of v5p, see docs/plan.md: each chip has one expert of every l
 
 Departures from the paper, which trained on JFT-3B: ImageNet-21k's classes; the mean of the tokens
 in place of a class token, which leaves 256 of them, a multiple of every tile; a capacity factor of
-17/16, which makes 136 slots, one of 8. It has not been trained here: no accuracy is claimed.
+17/16, which makes 136 slots, one of 8; and those of configs/vmoe_b16_imagenet21k.py. It has not
+been trained here: no accuracy is claimed.
 """
 
 from ml_collections import ConfigDict
@@ -39,6 +40,7 @@ def get_config() -> ConfigDict:
     config.moe.update({"capacity_factor": 17 / 16, "eval_capacity_factor": 4.0})
     config.router.name = "topk"
     config.router.topk.update({"k": 2, "noise": 1.0, "importance": 0.005, "load": 0.005})
+    config.router.topk.vmoe_losses = True
     config.optimizer.update({"name": "adamw", "learning_rate": 3e-4, "weight_decay": 0.1})
     config.optimizer.update({"schedule": "linear", "warmup_steps": 10_000, "grad_clip": 1.0})
     config.mesh.update({"data": -1, "fsdp": 4, "expert": 32, "tensor": 1})

@@ -14,9 +14,11 @@ ImageNet-21k is not in TFDS: `imagenet21k` is a set of your own in its array_rec
 split `full`, 21,843 classes.
 
 Departures: no RandAugment (the recipe uses RandAugment(2, 20)); the linear decay ends at 0, not at
-1e-5; mixup pairs neighbours of the shuffled stream; the head's bias starts at 0, not at -10; images
-are resized to 224 and cut, not resized to 256 first, in evaluation. It has not been run to the end
-here, so no accuracy is claimed for it.
+1e-5; mixup pairs neighbours of the shuffled stream, with a weight for each pair, not one for each
+device; the head's bias starts at 0, not at -10; MLPs start from LeCun's law and each expert from a
+draw of its own, not from Xavier's law and all experts of a layer alike; bfloat16, not float32; in
+evaluation the largest square is scaled to 224, not the middle of an image scaled to 256. It has not
+been run to the end here, so no accuracy is claimed for it.
 """
 
 from ml_collections import ConfigDict
@@ -39,8 +41,9 @@ def get_config() -> ConfigDict:
     config.moe.update({"capacity_factor": 1.05, "eval_capacity_factor": 4.0})
     config.router.name = "topk"
     config.router.topk.update({"k": 2, "noise": 1.0, "importance": 0.005, "load": 0.005})
+    config.router.topk.vmoe_losses = True
     config.optimizer.update({"name": "adamw", "learning_rate": 8e-4, "weight_decay": 0.1})
-    config.optimizer.update({"schedule": "linear", "warmup_steps": 10_000, "grad_clip": 0.0})
+    config.optimizer.update({"schedule": "linear", "warmup_steps": 10_000, "grad_clip": 1.0})
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 8, "tensor": 1})
     config.checkpoint.every = config.eval.every = 1000
     config.eval.batch_size = 4096

@@ -5,15 +5,18 @@ vmoe_s32_last2_ilsvrc2012_randaug_light1.py, which reports 73.1 % on its test sp
 validation images) and 76.8 % on its validation split (1 % of the training images) after 5 h 50 min
 on a TPUv3-32. Its S has 8 blocks of width 512, unlike the S of other papers.
 
-    pip install 'permoe[prepare]' && python -m moe.data.prepare imagenet2012
+    pip install -e '.[prepare]' && python -m moe.data.prepare imagenet2012
     python train.py --config=configs/vmoe_s32_imagenet.py --workdir=runs/vmoe_s32
     ... --config.router.name=sparse_expert_choice        the paper's router on the same model
     ... --config.moe.dense=True                          the dense counterpart at equal FLOPs
 
 Departures: no RandAugment (the recipe uses RandAugment(2, 10)); the linear decay ends at 0, not at
-1e-5; mixup pairs neighbours of the shuffled stream; images are resized to 224 and cut, not resized
-to 256 first, in evaluation; no pre-logits layer. It has not been run to the end here, so no
-accuracy is claimed for it.
+1e-5; mixup pairs neighbours of the shuffled stream, with a weight for each pair, not one for each
+device; no pre-logits layer, and the head's bias starts at 0, not at -ln 1000; MLPs start from
+LeCun's law and each expert from a draw of its own, not from Xavier's law and all experts of a layer
+alike; an expert has 105 slots in training, not the next multiple of 4; bfloat16, not float32; in
+evaluation the largest square is scaled to 224, not the middle of an image scaled to 256. It has not
+been run to the end here, so no accuracy is claimed for it.
 """
 
 from ml_collections import ConfigDict
@@ -35,6 +38,7 @@ def get_config() -> ConfigDict:
     config.moe.update({"capacity_factor": 1.05, "eval_capacity_factor": 4.0})
     config.router.name = "topk"
     config.router.topk.update({"k": 2, "noise": 1.0, "importance": 0.005, "load": 0.005})
+    config.router.topk.vmoe_losses = True
     config.optimizer.update({"name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.1})
     config.optimizer.update({"schedule": "linear", "warmup_steps": 10_000, "grad_clip": 1.0})
     config.checkpoint.every = config.eval.every = config.log.every * 20
