@@ -1,4 +1,4 @@
-"""Routers in which each expert chooses its tokens: hard top-k and the relaxed one of the paper."""
+"""Defines the routers in which each expert chooses its tokens: hard top-k and the relaxed one."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from routers.topk import sparse_topk_mask
 
 
 class ExpertChoice(Router):
-    """Each expert takes the C tokens of its group that like it best: S = softmax over experts,
+    """Gives each expert the C tokens of its group that score it highest: S = softmax over experts,
     top-C over tokens, weights S (Zhou et al. 2022, "Mixture-of-Experts with Expert Choice
     Routing"). Balanced by construction; a token may get any number of experts.
 
@@ -47,8 +47,7 @@ class ExpertChoice(Router):
 
 
 class SparseExpertChoice(Router):
-    """Expert choice through the relaxed top-k mask: the router of Sander et al. 2023 for
-    sparse mixtures of experts.
+    """Lets experts choose through the relaxed top-k mask: the router of Sander et al. 2023.
 
     For each expert, m = `sparse_topk_mask`(logits, C) along the *tokens* of the group; weights
     m * softmax(logits). Exactly sparse, and differentiable in which tokens are taken. Where scores

@@ -1,4 +1,4 @@
-"""What a router decides, and what every router is built from.
+"""Defines what a router decides, and the class that every router is built from.
 
 Axis letters, here and in `moe`: B batch, G groups, T tokens in a group, E experts, C capacity
 (slots of an expert in a group), K experts chosen by a token, D model width, F expert width,
@@ -12,7 +12,7 @@ from flax import nnx, struct
 
 @struct.dataclass
 class Routing:
-    """Which token goes to which expert, and with what weight its output comes back.
+    """Holds which token goes to which expert, and with what weight its output comes back.
 
     Sparse routers set `weights` [G, T, E], zero where the token does not go to the expert; a
     dispatch with C slots keeps, for each expert, the C tokens of the highest `priority`.
@@ -29,7 +29,7 @@ class Routing:
 
 
 class Router(nnx.Module):
-    """A linear map from tokens to one score per expert; a subclass turns scores into a `Routing`.
+    """Maps tokens linearly to a score for each expert; a subclass turns scores into a `Routing`.
 
     Contract (tests/routers/test_contract.py holds every entry of `ROUTERS` to it):
       __init__(dim, num_experts, capacity, *, k, <settings with defaults>, rngs): `capacity` is the
@@ -64,5 +64,5 @@ class Router(nnx.Module):
 
 
 def masked(weights_GTE, mask):
-    """`weights_GTE` with padding tokens set to 0; `mask` [G, T] or None."""
+    """Returns `weights_GTE` with padding tokens set to 0; `mask` is [G, T] or None."""
     return weights_GTE if mask is None else jnp.where(mask[..., None], weights_GTE, 0)

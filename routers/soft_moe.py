@@ -1,4 +1,4 @@
-"""Soft MoE (Puigcerver et al. 2023): every slot reads a mixture of all tokens, none is dropped."""
+"""Defines Soft MoE (Puigcerver et al. 2023): slots read mixtures of all tokens, none is dropped."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from routers.routing import Router, Routing
 
 
 class SoftMoE(Router):
-    """Slots as weighted means of tokens, tokens as weighted means of slots.
+    """Makes slots weighted means of tokens, and tokens weighted means of slots.
 
     With unit-length tokens x and slot parameters phi (the paper's normalisation, so that the
     scores do not grow with the width), logits = scale * x phi; `mix` is their softmax
@@ -53,5 +53,5 @@ class SoftMoE(Router):
 
 
 def _unit(x, axis):
-    """x / ||x||, with gradient 0 where x is 0."""
+    """Returns x / ||x||, with gradient 0 where x is 0."""
     return x * jax.lax.rsqrt((x**2).sum(axis, keepdims=True) + 1e-12)

@@ -1,4 +1,4 @@
-"""Images in, batches out: prepared TFDS sets, augmentation and an exactly resumable loader.
+"""Makes batches of images: prepared TFDS sets, augmentation and an exactly resumable loader.
 
     source = open_split("digits", "train")          # prepares itself, offline, at first use
     for batch in train_batches(source, batch_size=128, seed=0, start_step=0, image_size=8,

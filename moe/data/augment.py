@@ -1,4 +1,4 @@
-"""Which augmentations a run uses, read from its config and checked, and their order."""
+"""Reads which augmentations a run uses, checks them, and applies them in their order."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from moe.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Settings of the augmentation; every one is off by default.
+    """Holds the settings of the augmentation; every one is off by default.
 
     Attributes:
         flip: mirror left and right half of the time.

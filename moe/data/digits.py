@@ -1,4 +1,4 @@
-"""The default data set: scikit-learn's 1,797 real images of handwritten digits, offline.
+"""Prepares the default data set offline: scikit-learn's 1,797 real images of handwritten digits.
 
 They are the test part of the UCI set "Optical Recognition of Handwritten Digits" (Alpaydin and
 Kaynak, 1998): 8x8 images, 17 grey levels, ten classes. It is an ordinary TFDS data set in
@@ -25,7 +25,7 @@ _TEST_FRACTION = 0.2
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of `digits`: image uint8 (8, 8, 1) in 0..255, label in 0..9."""
+    """Builds `digits` in TFDS's form: image uint8 (8, 8, 1) in 0..255, label in 0..9."""
 
     VERSION = tfds.core.Version(VERSION)
 

@@ -148,7 +148,7 @@ def _decode(encoded: bytes, channels: int) -> np.ndarray:
 def from_arrays(
     images: np.ndarray, labels: Sequence[int], class_names: Sequence[str], name: str = "arrays"
 ) -> ImageSource:
-    """Makes a source of arrays in memory: images uint8 [N, H, W, C], labels [N] in 0..classes-1."""
+    """Returns a source of arrays in memory: images uint8 [N, H, W, C], labels in 0..classes-1."""
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
         raise UsageError(
