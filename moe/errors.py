@@ -7,3 +7,7 @@ class UsageError(Exception):
     The command line prints it as one line and exits with code 2; it is raised before any file of
     a run is touched.
     """
+
+
+class DataError(UsageError):
+    """An example cannot be read or used; of a large set that is found out when its turn comes."""

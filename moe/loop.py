@@ -12,6 +12,7 @@ from moe import nonfinite
 from moe.checkpoint import BEST_METRIC, Checkpoints
 from moe.data import ImageSource
 from moe.distributed import first_text, is_first
+from moe.errors import DataError
 from moe.evaluate import evaluate, layer_scalars, scalars, training_scalars
 from moe.progress import Progress, say
 from moe.records import Records
@@ -52,7 +53,9 @@ def loop(
         advance, halted = _advance(run, step_fn, state)
         batches = run.train_batches(train_source, start)
         for step in range(start + 1, last + 1):
-            (state, halted), asked = advance(state, halted, votes.add(next(batches)))
+            with looks.kept(state, halted):
+                batch = next(batches)
+            (state, halted), asked = advance(state, halted, votes.add(batch))
             if step == start + 1:  # it compiled: no measure of those to come, and nothing to save
                 jax.block_until_ready(state)
                 progress.restart(step)
@@ -130,7 +133,8 @@ class Looks:
     def evaluate(self, step: int, state: State) -> tuple[Scalars, int]:
         """Returns the scalars and 0, or nothing and the signal that ended the evaluation."""
         try:
-            results = self._measure(state)
+            with self.kept(state):
+                results = self._measure(state)
         except _Stopped as stopped:
             return {}, stopped.number
         self._record(step, results)
@@ -142,6 +146,21 @@ class Looks:
         self._best = max(self._best, results.get(BEST_METRIC, self._best))
         with self._pause(state):
             self._checkpoints.save(step, state, results)
+
+    @contextlib.contextmanager
+    def kept(self, state: State, halted=False):
+        """Saves the state where the block finds data that cannot be read: no step is lost by it.
+
+        Of several processes none can: the others are in a collective by then.
+        """
+        try:
+            yield
+        except DataError:
+            step = int(state["step"])
+            saved = step in (0, *self._checkpoints.steps())
+            if jax.process_count() == 1 and not saved and not jax.device_get(halted):
+                self.save(step, state, {})
+            raise
 
     def _measure(self, state: State) -> Scalars:
         """Evaluates the parameters, or their average where the run keeps one."""

@@ -61,7 +61,8 @@ def train_batches(
         label_mixed int32 [b] and mix float32 [b], the weight of `label` in [0, 1].
 
     Raises:
-        UsageError: an argument is out of range; from the iterator, a record cannot be read.
+        UsageError: an argument is out of range.
+        DataError: from the iterator, where an example cannot be read or has no label.
     """
     settings = Augment.from_mapping(augment)
     rows = _rows(batch_size, rows)
@@ -108,8 +109,7 @@ def eval_batches(
         image float32 [b, S, S, C] in [-1, 1], label int32 [b], and mask float32 [b]: 1 for an
         example, 0 for padding. Every process yields ceil(N / batch_size) batches of equal size.
 
-    Raises:
-        UsageError: as `train_batches`.
+    Raises: as `train_batches`.
     """
     rows = _rows(batch_size, rows)
     mapping = _example_map(source, num_threads)

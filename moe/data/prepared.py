@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder, read_only_builder, registered
 
 from moe.data import digits
-from moe.errors import UsageError
+from moe.errors import DataError, UsageError
 
 # The files that describe a set, and what reads each: the second one reads both.
 DESCRIPTION = {
@@ -45,7 +45,7 @@ class Prepared(NamedTuple):
         sizes = [file.take for file in self.info.splits[self.split].file_instructions]
         return [sum(sizes[:i]) for i, size in enumerate(sizes) if size]
 
-    def wrong(self, index: int, what: str, remedy: str = "") -> UsageError:
+    def wrong(self, index: int, what: str, remedy: str = "") -> DataError:
         """Returns the error that `what` is wrong with an example, which names its file."""
         end = 0
         for file in self.info.splits[self.split].file_instructions:
@@ -53,7 +53,7 @@ class Prepared(NamedTuple):
             if index < end:
                 break
         remedy = remedy or _again(self.name, self.data_dir, file.filename)
-        return UsageError(
+        return DataError(
             f"record {index} of split '{self.split}' of data set '{self.name}', in "
             f"{file.filename}, {what}: {remedy}"
         )
