@@ -369,8 +369,8 @@ def test_size_of_images_that_differ_must_be_given(data_dir):
     config = configs.default()
     config.data.name = "any_size_pngs"
     opened = open_split("any_size_pngs", "train", data_dir)
-    assert opened.image_shape == (None, None, 3)
     with pytest.raises(UsageError, match=r"differ in size: .* --config.data.image_size=SIDE"):
         fill_in(config, opened)
+    assert opened.image_shape == (None, None, 3)
     config.data.image_size = 5
     assert fill_in(config, opened).data.image_size == 5
