@@ -32,10 +32,13 @@ class HalfCut(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        whole = {"train": self._examples(None), "test": self._examples(None)}
-        return whole | {"cut_train": self._examples(BAD), "cut_test": self._examples(BAD)}
+        whole = {"train": self._generate_examples(None), "test": self._generate_examples(None)}
+        return whole | {
+            "cut_train": self._generate_examples(BAD),
+            "cut_test": self._generate_examples(BAD),
+        }
 
-    def _examples(self, bad):
+    def _generate_examples(self, bad):
         for i in range(N):
             file = io.BytesIO()
             grey = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
@@ -54,7 +57,9 @@ def half_cut(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("split", "saved"), [("train", 2), ("eval", 4)])
+@pytest.mark.parametrize(
+    ("split", "saved"), [("train", 2), pytest.param("eval", 4, marks=pytest.mark.slow)]
+)
 def test_the_last_good_step_is_saved(half_cut, tiny, tmp_path, monkeypatch, split, saved):
     """Also where the record is met by an evaluation; the cadence of checkpoints asks for none."""
     monkeypatch.setattr(source, "MEMORY_LIMIT_BYTES", 0)  # read as a large set is, by threads
@@ -63,6 +68,8 @@ def test_the_last_good_step_is_saved(half_cut, tiny, tmp_path, monkeypatch, spli
         data__name="half_cut",
         data__data_dir=str(half_cut),
         **{f"data__{split}_split": name},
+        model__depth="1",
+        moe__layers="0",
         num_steps="8",
         checkpoint__every="100",
         eval__every="4",

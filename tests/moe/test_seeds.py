@@ -41,7 +41,7 @@ def test_parameters_and_steps_share_no_key(tiny, monkeypatch):
         raise Caught([words(rngs.params()) for _ in range(16)])
 
     def gradient(params, batch, key):
-        return {}, {"loss": jnp.zeros(()), "key": jax.random.key_data(key)}
+        return params, {"loss": jnp.zeros(()), "key": jax.random.key_data(key)}
 
     used = []
     for seed in ("0", str(1 << 32)):
@@ -54,7 +54,7 @@ def test_parameters_and_steps_share_no_key(tiny, monkeypatch):
                 run.initial_state()
             patch.setattr(moe.step, "make_gradient", lambda config, graphdef: gradient)
             step = moe.step.make_train_step(config, None, optax.identity())
-            state = {"params": {}, "opt_state": optax.identity().init({})}
+            state = {"params": {"w": jnp.zeros(1)}, "opt_state": optax.EmptyState()}
             steps = [step(state | {"step": jnp.int32(i)}, None)[1]["key"] for i in range(16)]
         used += [*caught.value.args[0], *(tuple(np.asarray(key).tolist()) for key in steps)]
     assert len(set(used)) == len(used) == 64
