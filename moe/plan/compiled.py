@@ -15,10 +15,9 @@ class Compiled(NamedTuple):
     Attributes:
       text: its HLO; "" where the compiler ran out of the chip's memory.
       arguments: what it is handed, the state and a batch.
-      peak: all that it needs at the worst moment, these and the program included. Not the sum of
-        what it is handed and its buffers: the state comes back in place, and some of its room may
-        serve in between.
-      code: the program itself.
+      peak: all arrays at the worst moment, these included. Not the sum of what it is handed and
+        its buffers: the state comes back in place, and some of its room may serve in between.
+      code: the program itself, which the peak leaves out.
       xla_flops, xla_bytes: XLA's own counts, in which a loop is one turn.
       out_of_memory: the compiler's own words, "" where there was room.
       needed: bytes that it then asked for.

@@ -18,8 +18,7 @@ class Memory(NamedTuple):
     Attributes:
       parameters, optimizer, average, batch: by their shapes and shardings; `average` is the moving
         average of the parameters, where the config asks for it.
-      padding: of those, to the tiles of the chip's memory, as far as it is there at the worst
-        moment: the room of what was handed in may serve again by then.
+      padding: of those, to the tiles of the chip's memory.
       activations: what the backward pass reads of the forward pass, by its shapes, split like the
         examples. The compiler may choose to keep less or more.
       temporary: all else that the program needs at its worst moment: gradients, gathered
@@ -85,18 +84,22 @@ def measure(run: Run, program: Compiled, chip: Chip) -> Memory:
 
 
 def split_peak(known: Memory, program: Compiled) -> Memory:
-    """Splits the compiler's peak into the parts that are known and the rest; none is negative."""
+    """Splits what the compiler says into the parts that are known and the rest.
+
+    Its peak is of arrays alone: the program's own code comes on top.
+    """
     if program.out_of_memory:
         return known._replace(total=program.needed or math.inf)
     handed = known.state + known.batch
-    rest = max(program.peak - program.arguments - program.code, 0.0)
+    padding = max(program.arguments - handed, 0.0)  # below 0 where an argument is not used
+    rest = max(program.peak - program.arguments, 0.0)
     kept = min(known.activations, rest)
     return known._replace(
-        padding=max(program.peak - program.code - rest - handed, 0.0),
+        padding=padding,
         activations=kept,
         temporary=rest - kept,
         code=program.code,
-        total=program.peak,
+        total=handed + padding + rest + program.code,
     )
 
 
