@@ -12,7 +12,8 @@ import sys
 import tensorflow_datasets as tfds
 
 from moe.data import digits
-from moe.data.prepared import prepare_command, reason_of, resolve_data_dir
+from moe.data.damage import prepare_command, reason_of
+from moe.data.prepared import resolve_data_dir
 from moe.errors import UsageError
 
 

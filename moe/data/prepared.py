@@ -5,22 +5,20 @@ code that made them.
 """
 
 import os
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder, read_only_builder, registered
 
-from moe.data import digits
+from moe.data.damage import (
+    check_description,
+    prepare_again,
+    prepare_command,
+    version_folders,
+)
 from moe.errors import DataError, UsageError
-
-# The files that describe a set, and what reads each: the second one reads both.
-DESCRIPTION = {
-    "features.json": tfds.features.FeatureConnector.from_config,
-    "dataset_info.json": read_only_builder.builder_from_directory,
-}
 
 
 class Prepared(NamedTuple):
@@ -52,7 +50,7 @@ class Prepared(NamedTuple):
             end += file.take
             if index < end:
                 break
-        remedy = remedy or _again(self.name, self.data_dir, file.filename)
+        remedy = remedy or prepare_again(self.name, self.data_dir, file.filename)
         return DataError(
             f"record {index} of split '{self.split}' of data set '{self.name}', in "
             f"{file.filename}, {what}: {remedy}"
@@ -64,13 +62,6 @@ def resolve_data_dir(data_dir: str | None) -> str:
     # TFDS reads the variable when it is imported; here it may still be set afterwards.
     default = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
     return os.path.expanduser(os.fspath(data_dir or default))
-
-
-def prepare_command(name: str, data_dir: str) -> str:
-    """Returns what to type to prepare a data set."""
-    # `tfds build` would need Apache Beam as well: tfds 4.9.10 imports it for every command.
-    arguments = f"{shlex.quote(name)} --data_dir={shlex.quote(data_dir)}"
-    return f"pip install -e '.[prepare]' && python -m moe.data.prepare {arguments}"
 
 
 def open_files(name: str, split: str, data_dir: str) -> Prepared:
@@ -120,8 +111,8 @@ def _builder(name: str, data_dir: str) -> dataset_builder.DatasetBuilder:
     except Exception as error:  # whatever TFDS, protobuf or json find wrong with the files
         folders = []
         try:
-            for folder in _version_folders(name, data_dir):
-                _check_description(name, data_dir, folder)
+            for folder in version_folders(name, data_dir):
+                check_description(name, data_dir, folder)
                 folders.append(os.path.relpath(folder, data_dir))
         except OSError as unreadable:
             raise UsageError(
@@ -135,60 +126,6 @@ def _builder(name: str, data_dir: str) -> dataset_builder.DatasetBuilder:
             f"data set '{name}' is not prepared in {data_dir}{only}: prepare it once with "
             f"`{prepare_command(name, data_dir)}` (this step alone needs TensorFlow)"
         ) from error
-
-
-def _version_folders(name: str, data_dir: str) -> Iterator[str]:
-    """Yields the folders of the set's versions and configs, which have no folders themselves.
-
-    Raises:
-        OSError: a folder is there, but not to be read.
-    """
-
-    def stop(error: OSError):
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
-    stem = name.partition(":")[0].partition("/")[0]
-    for folder, inner, _ in os.walk(os.path.join(data_dir, stem), onerror=stop):
-        inner[:] = [name for name in inner if name not in DESCRIPTION]
-        if not inner:
-            yield folder
-
-
-def _check_description(name: str, data_dir: str, folder: str) -> None:
-    """Raises where one of the two files that describe a set is missing or damaged.
-
-    Raises:
-        OSError: it is not to be read.
-        UsageError: it does not hold what TFDS wrote.
-    """
-    for file, read in DESCRIPTION.items():
-        path = os.path.join(folder, file)
-        try:
-            if os.path.isfile(path):
-                with open(path, "rb"):  # TFDS has its own words for what the system says
-                    pass
-            read(folder)
-        except PermissionError:
-            raise
-        except Exception as error:
-            reason = reason_of(error) if os.path.isfile(path) else "there is no such file"
-            raise UsageError(
-                f"{path} of data set '{name}' is damaged ({reason}): {_again(name, data_dir, path)}"
-            ) from error
-
-
-def _again(name: str, data_dir: str, file: str) -> str:
-    """Returns what to do about a damaged file of a set."""
-    folder = os.path.dirname(file)
-    if name in digits.NAMES:
-        return f"delete {folder}, and the next start prepares it again"
-    return f"delete {folder} and prepare it again with `{prepare_command(name, data_dir)}`"
-
-
-def reason_of(error: Exception) -> str:
-    """Returns the text of another library's error on one line that is not too long."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def image_and_label(prepared: Prepared) -> tuple[str, str]:
@@ -220,7 +157,7 @@ def image_and_label(prepared: Prepared) -> tuple[str, str]:
         file = os.path.join(info.data_dir, f"{pair[1]}.labels.txt")
         raise UsageError(
             f"{file} of data set '{prepared.name}' is damaged (it names {len(label.names)} classes "
-            f"of {label.num_classes}): {_again(prepared.name, prepared.data_dir, file)}"
+            f"of {label.num_classes}): {prepare_again(prepared.name, prepared.data_dir, file)}"
         )
     return pair
 

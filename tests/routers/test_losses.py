@@ -71,8 +71,8 @@ cases = pytest.mark.parametrize("name", CASES)
 @cases
 def test_equals_the_formula(name):
     loss, arrays, formula = CASES[name]
-    found = loss(*(jnp.asarray(a) for a in arrays))
-    np.testing.assert_allclose(found, formula(*arrays), rtol=5e-6)  # float32 sums of 40
+    computed = loss(*(jnp.asarray(a) for a in arrays))
+    np.testing.assert_allclose(computed, formula(*arrays), rtol=5e-6)  # float32 sums of 40
 
 
 @cases
@@ -81,8 +81,8 @@ def test_padding_counts_as_if_deleted(name):
     expected = formula(*(a[MASK][None] for a in arrays))
     # A router marks no choice on padding; the other arrays may hold anything there.
     filled = [np.where(MASK[..., None], a, 0 if a.dtype == bool else 7) for a in arrays]
-    found = loss(*(jnp.asarray(a) for a in filled), jnp.asarray(MASK))
-    np.testing.assert_allclose(found, expected, rtol=5e-6)
+    computed = loss(*(jnp.asarray(a) for a in filled), jnp.asarray(MASK))
+    np.testing.assert_allclose(computed, expected, rtol=5e-6)
 
 
 def test_by_group_is_the_mean_of_the_groups_own():

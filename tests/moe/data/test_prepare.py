@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from moe.data import prepare
+from moe.data import damage, prepare
 
 
 def test_digits_needs_no_tensorflow(tmp_path, capsys):
@@ -29,4 +29,4 @@ def test_unknown_name(tmp_path, monkeypatch, capsys):
 
 
 def test_arguments_with_spaces_are_quoted():
-    assert prepare.prepare_command("mnist", "my data").endswith("mnist --data_dir='my data'")
+    assert damage.prepare_command("mnist", "my data").endswith("mnist --data_dir='my data'")
