@@ -5,21 +5,23 @@ arXiv 2302.01425), section on Dykstra's algorithm; the authors run a fixed numbe
 without weights.
 """
 
+import warnings
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from isotonic.blocks import block_starts
+from isotonic.blocks import Fit, Offset, block_starts, positions
 
 
 class DykstraFit(NamedTuple):
-    """A `Fit` and how far it has converged; the last two fields have the batch shape `[...]`."""
+    """A `Fit` and how far it has converged; the last three fields have the batch shape `[...]`."""
 
     v: jax.Array  # fitted values [..., n], decreasing up to `residual`
     block: jax.Array  # int32 [..., n]: the position at which the block of each position starts
     residual: jax.Array  # largest violation of the optimality conditions, in units of y
     iterations: jax.Array  # int32: sweeps this row took
+    converged: jax.Array  # bool: the residual is as small as was asked
 
 
 class _State(NamedTuple):
@@ -29,7 +31,9 @@ class _State(NamedTuple):
     iterations: jax.Array  # [..., 1]
 
 
-def dykstra(y, w, *, tol: float = 1e-6, max_iter: int = 5_000) -> DykstraFit:
+def dykstra(
+    y, w, offset: Offset | None = None, *, tol: float = 1e-6, max_iter: int = 5_000
+) -> DykstraFit:
     r"""Solve  argmin_{v_1 >= ... >= v_n}  1/2 \sum_i w_i (y_i - v_i)^2  along the last axis.
 
     Projects in turn onto {v_1 >= v_2, v_3 >= v_4, ...} and {v_2 >= v_3, v_4 >= v_5, ...}: each
@@ -45,36 +49,21 @@ def dykstra(y, w, *, tol: float = 1e-6, max_iter: int = 5_000) -> DykstraFit:
     pools and unconverged pools for neighbours.
 
     Args:
-      y: data `[..., n]`, n >= 1, float32 or float64.
+      y: data `[..., n]`, n >= 1, float32 or float64. Entries of -inf, which all come last, are
+        never pooled.
       w: weights `[..., n]` > 0. Smaller ones are raised to eps * max(w).
+      offset: what is to be added to y and, in the result, to v.
       tol: a row stops once its residual is at most tol * max|y|.
       max_iter: bound on the number of sweeps.
     """
     eps = jnp.finfo(y.dtype).eps
     w = jnp.maximum(w, eps * w.max(-1, keepdims=True))
-    enough = tol * jnp.abs(y).max(-1, keepdims=True)
+    enough = tol * jnp.where(y > -jnp.inf, jnp.abs(y), 0).max(-1, keepdims=True)
+    fall = 0 if offset is None else -jnp.diff(offset.x) / offset.unit
 
-    def sweep(v, dual):
-        for pairs in every_other(dual):
-            v, dual = _project(v, dual, w, pairs)
-        return v, dual
-
-    return alternate(sweep, y, jnp.zeros_like(y[..., 1:]), enough, max_iter)
-
-
-def every_other(dual):
-    """The pairs that start at even positions, then the others."""
-    even = jnp.broadcast_to(jnp.arange(dual.shape[-1]) % 2 == 0, dual.shape)
-    return even, ~even
-
-
-def alternate(sweep, v, dual, enough, max_iter: int) -> DykstraFit:
-    """Sweep until the residual of each row is at most `enough` `[..., 1]`.
-
-    Args:
-      sweep: (v, dual) -> (v, dual).
-      v, dual: where to start: values `[..., n]` and multipliers of v_i >= v_(i+1) `[..., n-1]`.
-    """
+    def rise(v):
+        """Return how far each value lies above the one before it."""
+        return jnp.where(v[..., 1:] > -jnp.inf, v[..., 1:] - v[..., :-1] - fall, -jnp.inf)
 
     def unfinished(state):
         return ((state.residual > enough) & (state.iterations < max_iter)).any()
@@ -82,18 +71,41 @@ def alternate(sweep, v, dual, enough, max_iter: int) -> DykstraFit:
     def improve(state):
         # Finished rows are frozen: a row's result must not depend on its companions.
         moving = state.residual > enough
-        v, dual = sweep(state.v, state.dual)
-        swept = _State(v, dual, _residual(v, dual), state.iterations + 1)
+        v, dual = state.v, state.dual
+        even = positions(dual) % 2 == 0
+        for pairs in (even, ~even):
+            v, dual = _project(v, dual, rise(v), w, pairs)
+        swept = _State(v, dual, _residual(rise(v), dual), state.iterations + 1)
         return _State(*(jnp.where(moving, a, b) for a, b in zip(swept, state, strict=True)))
 
-    residual = _residual(v, dual)
-    state = _State(v, dual, residual, jnp.zeros_like(residual, jnp.int32))
+    dual = jnp.zeros_like(y[..., 1:])
+    residual = _residual(rise(y), dual)
+    state = _State(y, dual, residual, jnp.zeros_like(residual, jnp.int32))
     v, dual, residual, iterations = jax.lax.while_loop(unfinished, improve, state)
-    return DykstraFit(v, block_starts(dual > 0), residual[..., 0], iterations[..., 0])
+    converged = ~(residual > enough)
+    block = block_starts(dual > 0)
+    return DykstraFit(v, block, *(a[..., 0] for a in (residual, iterations, converged)))
 
 
-def _project(v, dual, w, pairs):
-    """Weighted projection of v plus its corrections onto {v_i >= v_(i+1) : i in pairs}.
+def dykstra_or_warn(y, w, offset: Offset | None = None) -> Fit:
+    """Solve as `dykstra` does, and warn, also from compiled code, of rows that did not converge."""
+    fit = dykstra(y, w, offset)
+    jax.debug.callback(_warn, fit.residual, fit.converged)
+    return Fit(fit.v, fit.block)
+
+
+def _warn(residual, converged):
+    if not converged.all():
+        warnings.warn(
+            f"Dykstra's projections left {(~converged).sum()} of {converged.size} rows unsolved, "
+            f"with a residual of up to {residual.max():.2g}; solver='pav' and 'merge' are exact",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _project(v, dual, rise, w, pairs):
+    """Project v plus its corrections, weighted, onto {v_i >= v_(i+1) : i in pairs}.
 
     Adding back a pair's correction and averaging it if it still violates is the same as raising
     its multiplier by what closes the gap, but not below zero.
@@ -101,19 +113,17 @@ def _project(v, dual, w, pairs):
     left, right = w[..., :-1], w[..., 1:]
     # Shares first: left * right may overflow.
     stiffness = left * (right / (left + right))
-    change = jnp.maximum(stiffness * (v[..., 1:] - v[..., :-1]), -dual)
-    change = jnp.where(pairs, change, 0)
+    change = jnp.where(pairs, jnp.maximum(stiffness * rise, -dual), 0)
     up, down = change / left, change / right
     keep = [(0, 0)] * (v.ndim - 1)
     v = v + jnp.pad(up, [*keep, (0, 1)]) - jnp.pad(down, [*keep, (1, 0)])
     return v, dual + change
 
 
-def _residual(v, dual):
-    """Largest violation of v_i >= v_(i+1), and of equality where the multiplier is positive.
+def _residual(rise, dual):
+    """Return the largest rise, or lack of equality where the multiplier is positive.
 
     The other optimality conditions (stationarity and the multipliers' sign) hold at every sweep.
     """
-    gap = v[..., 1:] - v[..., :-1]
-    violation = jnp.where(dual > 0, jnp.abs(gap), gap)
+    violation = jnp.where(dual > 0, jnp.abs(rise), rise)
     return violation.max(-1, keepdims=True, initial=0)

@@ -8,6 +8,9 @@ arXiv 2302.01425). A block B with value g solves, with q = p/(p - 1) and d_i = (
 
 where d_i >= 0 for every block that pooling forms: s is sorted, and the last position of a pooled
 block would on its own lie above g, yet below s.
+
+A block is known by the d of its first position: g itself keeps no digit of a d that is small
+beside s/lam.
 """
 
 from functools import partial
@@ -17,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from isotonic.blocks import Fit
-from isotonic.pav import over_rows, pool
+from isotonic.blocks import Fit, positions
+from isotonic.pav import expand, over_rows, pool
 from isotonic.powers import conjugate_exponent, power
 from isotonic.roots import falling_root
 
@@ -31,9 +34,10 @@ class Moments(NamedTuple):
     """
 
     start: jax.Array  # first position of the block
-    value: jax.Array  # g
+    d: jax.Array  # of the first position
+    s: jax.Array  # of the first position
     weight: jax.Array  # sum of w
-    mean: jax.Array  # of s
+    fall: jax.Array  # from the first s to the mean of s, over lam
     m2: jax.Array  # sum of ((s - mean)/lam)^2
     m3: jax.Array  # sum of ((s - mean)/lam)^3
 
@@ -42,54 +46,68 @@ class Elements(NamedTuple):
     """A block whose equation is solved over its own elements, for any other q. As `Moments`."""
 
     start: jax.Array
-    value: jax.Array
+    d: jax.Array
+    s: jax.Array
     weight: jax.Array
 
 
-def pav_pnorm(s, w, lam, *, p: float, magnitude: bool) -> Fit:
+def pav_pnorm(d, s, w, lam, *, p: float, magnitude: bool) -> Fit:
     """Solve the problem of `isotonic.pnorm.isotonic_pnorm` along the last axis.
 
     For p in {3/2, 4/3} a merge costs O(1) and a row O(n). For another p a merge passes over
     the new block some five times, so that a row costs O(n) times the width of its pools.
 
     Args:
+      d: (s - v)/lam of each position as a block of its own, `[..., n]`; never pooled if infinite.
       s: finite scores `[..., n]`, decreasing; n >= 1; >= 0 for magnitude.
       w: weights `[..., n]`, decreasing and >= 0.
       lam: strength `[..., 1]` > 0.
       p: of the norm, > 1; magnitude: which of the two problems.
+
+    Returns:
+      The fit, with v in units of lam and less s/lam: minus the d of the solution.
     """
     exponent = conjugate_exponent(p)
-    solve = _by_moments if exponent in (2, 3) else _by_elements
-    solve = partial(solve, exponent=exponent, magnitude=magnitude)
-    return over_rows(solve)(s, w, lam)
+    merge = _by_moments if exponent in (2, 3) else _by_elements
+    row = partial(_row, exponent=exponent, magnitude=magnitude, by=merge)
+    return over_rows(row)(d, s, w, lam)
 
 
-def _by_moments(s, w, lam, exponent, magnitude) -> Fit:
+def _row(d, s, w, lam, exponent, magnitude, by) -> Fit:
     lam = lam[0]
+    blocks, merge = by(d, s, w, lam, exponent, magnitude)
+    stack = pool(blocks, merge, lambda left, right: _distance(left, right, lam) < left.d - right.d)
+    block, d, first = expand(stack.start, stack.d, stack.s)
+    return Fit((first - s) / lam - d, block)
 
+
+def _distance(left, right, lam):
+    """Return how far s falls, in units of lam, from one block's start to that of the next."""
+    return (left.s - right.s) / lam
+
+
+def _by_moments(d, s, w, lam, exponent, magnitude):
     def merge(left: Moments, right: Moments, stop) -> Moments:
         n_1 = (right.start - left.start).astype(s.dtype)
         n_2 = (stop - right.start).astype(s.dtype)
         n = n_1 + n_2
-        gap = (right.mean - left.mean) / lam
+        fall = _distance(left, right, lam) + right.fall - left.fall
         share_1, share_2 = n_1 / n, n_2 / n
         # Chan, Golub and LeVeque (1979), and its third-order extension by Pebay (2008).
-        m2 = left.m2 + right.m2 + gap**2 * n_1 * share_2
-        m3 = left.m3 + right.m3 + gap**3 * n_1 * share_2 * (share_1 - share_2)
-        m3 = m3 + 3 * gap * (share_1 * right.m2 - share_2 * left.m2)
-        mean = left.mean + (right.mean - left.mean) * share_2
+        m2 = left.m2 + right.m2 + fall**2 * n_1 * share_2
+        m3 = left.m3 + right.m3 - fall**3 * n_1 * share_2 * (share_1 - share_2)
+        m3 = m3 - 3 * fall * (share_1 * right.m2 - share_2 * left.m2)
+        fall = left.fall + fall * share_2
         weight = left.weight + right.weight
-        value = _polynomial_root(n, weight, mean, m2, m3, lam, exponent, magnitude)
-        return Moments(left.start, value, weight, mean, m2, m3)
+        t = _polynomial_root(n, weight, left.s - lam * fall, m2, m3, lam, exponent, magnitude)
+        return Moments(left.start, t + fall, left.s, weight, fall, m2, m3)
 
     zero = jnp.zeros_like(s)
-    value = _polynomial_root(jnp.ones_like(s), w, s, zero, zero, lam, exponent, magnitude)
-    start = jnp.arange(s.shape[0], dtype=jnp.int32)
-    return pool(Moments(start, value, w, s, zero, zero), merge)
+    return Moments(positions(s), d, s, w, zero, zero, zero), merge
 
 
 def _polynomial_root(n, weight, mean, m2, m3, lam, exponent, magnitude):
-    """Value g = mean - lam t of a block, where t >= 0 solves
+    """Solve for t >= 0 that gives a block the value mean - lam t:
 
     exponent 2:  t^2 + m2/n = b (mean - lam t) / n
     exponent 3:  t^3 + 3 (m2/n) t + m3/n = b (mean - lam t) / n
@@ -102,11 +120,8 @@ def _polynomial_root(n, weight, mean, m2, m3, lam, exponent, magnitude):
     if exponent == 2:
         right = jnp.maximum(right - m2 / n, 0)
         twice = linear + jnp.hypot(linear, 2 * jnp.sqrt(right))
-        t = 2 * right / jnp.where(twice > 0, twice, 1)
-    else:
-        t = _cubic_root(m2 / n + linear / 3, right - m3 / n)
-    g = mean - lam * t
-    return jnp.maximum(g, 0) if magnitude else g
+        return 2 * right / jnp.where(twice > 0, twice, 1)
+    return _cubic_root(m2 / n + linear / 3, right - m3 / n)
 
 
 def _cubic_root(a, b):
@@ -124,42 +139,23 @@ def _cubic_root(a, b):
     return (b / safe / safe) / (u**2 + a + (a / u) ** 2)
 
 
-def _by_elements(s, w, lam, exponent, magnitude) -> Fit:
-    lam = lam[0]
-
-    def terms(s_i, g):
-        """d_i^(q-1) and its derivative by g."""
-        d = jnp.maximum((s_i - g) / lam, jnp.finfo(s.dtype).tiny)
-        d_power = power(d, exponent)
-        return d_power, -exponent * (d_power / d) / lam
-
-    def balance(total, slope, weight, g):
-        """The block's equation: left side minus right side, and its slope."""
-        if magnitude:
-            return total - weight * g, slope - weight
-        return total - weight, slope
-
+def _by_elements(d, s, w, lam, exponent, magnitude):
     def merge(left: Elements, right: Elements, stop) -> Elements:
         weight = left.weight + right.weight
 
-        def excess(g):
+        def excess(d):
             def add(j, sums):
-                return jax.tree.map(jnp.add, sums, terms(s[j], g))
+                size = jnp.maximum(d - (left.s - s[j]) / lam, jnp.finfo(s.dtype).tiny)
+                d_power = power(size, exponent)
+                return sums[0] - d_power, sums[1] - exponent * (d_power / size)
 
-            zero = jnp.zeros_like(g)
-            return balance(*lax.fori_loop(left.start, stop, add, (zero, zero)), weight, g)
+            sums = (weight * (left.s - lam * d), -lam * weight) if magnitude else (weight, zero)
+            return lax.fori_loop(left.start, stop, add, sums)
 
+        zero = jnp.zeros_like(weight)
+        low, high = right.d + _distance(left, right, lam), left.d
         share = (stop - right.start).astype(s.dtype) / (stop - left.start).astype(s.dtype)
-        guess = left.value + (right.value - left.value) * share
-        scale = s[left.start] - left.value
-        value = falling_root(excess, guess, left.value, right.value, scale)
-        return Elements(left.start, value, weight)
+        d = falling_root(excess, high + (low - high) * share, low, high, high)
+        return Elements(left.start, d, left.s, weight)
 
-    if magnitude:
-        zero = jnp.zeros_like(s)
-        alone = falling_root(lambda g: balance(*terms(s, g), w, g), s / 2, zero, s, zero)
-        # d^(q-1) underflows long before d does, and would pass for 0.
-        alone = jnp.where(w > 0, alone, s)
-    else:
-        alone = s - lam * w ** (1 / exponent)
-    return pool(Elements(jnp.arange(s.shape[0], dtype=jnp.int32), alone, w), merge)
+    return Elements(positions(s), d, s, w), merge

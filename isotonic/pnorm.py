@@ -5,21 +5,22 @@ arXiv 2302.01425): with s the sorted scores and v the solution, y = ((s - v)/lam
 relaxed mask, or magnitude, of the sorted scores; q = p/(p - 1).
 """
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from isotonic.blocks import Fit, block_sum
-from isotonic.dykstra_pnorm import dykstra_pnorm
+from isotonic.blocks import Offset, block_sum, on_any_mesh, positions
 from isotonic.merge import merge_pnorm
 from isotonic.pav_pnorm import pav_pnorm
-from isotonic.powers import conjugate_exponent, power
-from isotonic.regression import find_solver, isotonic_regression
+from isotonic.powers import conjugate_exponent, power, signed_power
+from isotonic.regression import as_floats, known, solver_of
+from isotonic.roots import falling_root
+from isotonic.steep_blocks import solve_again
 
-# (s, w, lam, *, p, magnitude) -> Fit, for any p > 1.
-PNORM_SOLVERS = {"pav": pav_pnorm, "merge": merge_pnorm, "dykstra": dykstra_pnorm}
+# (d, s, w, lam, *, p, magnitude) -> Fit, for any p > 1.
+PNORM_SOLVERS = {"pav": pav_pnorm, "merge": merge_pnorm}
 
 
 def isotonic_pnorm(s, w, *, lam=1.0, p: float = 2.0, magnitude: bool = False, solver=None):
@@ -35,17 +36,21 @@ def isotonic_pnorm(s, w, *, lam=1.0, p: float = 2.0, magnitude: bool = False, so
       w: weights in decreasing order, of a shape that broadcasts to that of s; k ones and then
         zeros for top-k. >= 0 for magnitude, and for solver "pav" with p != 2.
       lam: strength > 0; scalar, or an array that broadcasts to `[..., 1]`. May be traced.
-      p: of the norm, > 1; static. PAV solves 2, 3/2 and 4/3 in O(n), others in O(n) times the
-        width of the pools.
+      p: of the norm, > 1, static; at most 6 in float32 and 20 in float64, where |d|^(q-1) has the
+        digits of w, and some eps/(p - 1) for p near 1. PAV solves 2, 3/2 and 4/3 in O(n), others
+        in O(n) times the width of the pools.
       magnitude: which of the two problems; static.
-      solver: as for `isotonic.isotonic_regression`; for p != 2 by default "merge".
+      solver: as for `isotonic.isotonic_regression`, "dykstra" for p = 2 alone; for p != 2 by
+        default "merge".
 
     Returns:
       v, of the shape and float dtype of s; integers become the default float. float16 and
-      bfloat16 are solved in float32.
+      bfloat16 are solved in float32. NaN in rows that hold a NaN, or a traced strength or weight
+      outside its range, and in no others.
 
     Raises:
-      ValueError: on p <= 1 or an unknown solver.
+      ValueError: on p outside its range, an unknown solver, w or lam of the wrong shape or, where
+        not traced, outside its range.
 
     For p = 2 the mask is the isotonic regression of s - lam w, and magnitude that of
     s/(1 + lam w) with weights 1 + lam w.
@@ -56,68 +61,160 @@ def isotonic_pnorm(s, w, *, lam=1.0, p: float = 2.0, magnitude: bool = False, so
       magnitude:  dv = (\sum_B c_i (ds_i - d_i dlam) - lam v \sum_B dw_i) / \sum_B (c_i + lam w_i)
     c diverges or vanishes at d = 0, so it is bounded on both sides, and with it every derivative.
     """
-    if not p > 1:
-        raise ValueError(f"p must be greater than 1, got {p}")
-    if solver is not None:
-        find_solver(solver)
-    s = jnp.asarray(s)
-    dtype = s.dtype if jnp.issubdtype(s.dtype, jnp.floating) else jnp.result_type(float)
-    precise = jnp.promote_types(dtype, jnp.float32)
-    s = s.astype(precise)
-    w = jnp.broadcast_to(jnp.asarray(w, precise), s.shape)
-    lam = jnp.broadcast_to(jnp.asarray(lam, precise), (*s.shape[:-1], 1))
+    s, w, lam, dtype = _operands(s, w, lam, p, magnitude, solver)
     if s.size == 0:
         return s.astype(dtype)
+    d, block = _fitted(s, w, lam, p, magnitude, solver)
+    # The first of a block speaks for all of it: each difference rounds on its own.
+    return jnp.take_along_axis(s - lam * d, block, -1).astype(dtype)
+
+
+def isotonic_dual(s, w, *, lam=1.0, p: float = 2.0, magnitude: bool = False, solver=None):
+    """Return d = (s - v)/lam of the solution v of `isotonic_pnorm`, to the rounding of w.
+
+    v holds few digits of it, or none, where max|s|/lam is large; here only differences of s enter.
+    Arguments, derivatives and errors as there. d = 0 at absent items.
+    """
+    s, w, lam, dtype = _operands(s, w, lam, p, magnitude, solver)
+    return (_fitted(s, w, lam, p, magnitude, solver)[0] if s.size else s).astype(dtype)
+
+
+def _operands(s, w, lam, p, magnitude, solver):
+    """Check the arguments; return s, w `[..., n]` and lam `[..., 1]`, as solved, and s's dtype."""
+    if not 1 < p < float("inf"):
+        raise ValueError(f"p must be greater than 1 and finite, got {p}")
+    solver_of(solver)  # raises if there is none
+    if p != 2 and solver not in (None, *PNORM_SOLVERS):
+        raise ValueError(f"solver {solver!r} is for p = 2 alone; use 'merge' for p = {p}")
+    s, dtype = as_floats(s)
+    most = 1 + math.log(jnp.finfo(s.dtype).tiny) / math.log(jnp.finfo(s.dtype).eps)
+    if p > most:
+        raise ValueError(
+            f"p must be at most {most:.3g} in {s.dtype}, whose range y^(p-1) leaves beyond it; got "
+            f"{p}. Top-k operators take it with solver='threshold'"
+        )
+    if s.ndim == 0:
+        raise ValueError("scores must have an axis of items; got a scalar")
+    rows = (*s.shape[:-1], 1)
+    nonnegative = magnitude or (p != 2 and solver == "pav")
+    w, lam = (
+        _in_range(name, a, s, shape, low)
+        for name, a, shape, low in (
+            ("w", w, s.shape, 0 if nonnegative else None),
+            ("lam", lam, rows, jnp.finfo(s.dtype).tiny),
+        )
+    )
+    # Zeros of each are added to the others: in a loop all have to vary over the same devices.
+    return s + (jnp.zeros_like(w) + jnp.zeros_like(lam)), w, lam, dtype
+
+
+def _in_range(name, value, s, shape, low):
+    """Broadcast to a shape; an error below `low`, or NaN where that is not known."""
+    numbers = known(value)
+    high = float(jnp.finfo(s.dtype).max)
+    if low is not None and numbers is not None and not ((low <= numbers) & (numbers <= high)).all():
+        limit = "not negative" if low == 0 else "above 0"
+        raise ValueError(f"{name} must be finite and {limit}, got {numbers}")
+    try:
+        value = jnp.zeros_like(s[..., : shape[-1]]) + jnp.broadcast_to(
+            jnp.asarray(value, s.dtype), shape
+        )
+    except ValueError:
+        given = jnp.shape(value)
+        raise ValueError(f"{name} of shape {given} does not broadcast to {shape}") from None
+    return value if low is None else jnp.where((low <= value) & (value <= high), value, jnp.nan)
+
+
+def _fitted(s, w, lam, p, magnitude, solver):
+    """Return d and its blocks, with rows of NaN where an argument has one."""
+    fit = jax.jit(_fit, static_argnums=(0, 1, 2))  # so that eager calls do not retrace the loops
+    d, block = on_any_mesh(partial(fit, solver, float(p), bool(magnitude)))(s, w, lam)
+    wrong = (jnp.isnan(s) | jnp.isnan(w) | jnp.isnan(lam)).any(-1, keepdims=True)
+    return d * jnp.where(wrong, jnp.nan, 1).astype(d.dtype), block
+
+
+def _fit(solver, p, magnitude, s, w, lam):
+    """Return d and its blocks."""
+    d, block = _solve(solver, p, magnitude, *jax.lax.stop_gradient((s, w, lam)))
+    return _differentiable(p, magnitude, d, block, s, w, lam), block
+
+
+def _solve(solver, p, magnitude, s, w, lam):
+    """Return d and its blocks, which are not differentiated."""
     absent = s == -jnp.inf
-    finite_s, finite_w = _without_absent(s, w, lam, absent, magnitude)
-    if p != 2:
-        fit = jax.jit(_fit, static_argnums=(0, 1, 2))
-        solve = PNORM_SOLVERS[solver or "merge"]
-        v = fit(solve, float(p), bool(magnitude), finite_s, finite_w, lam).v
-    elif magnitude:
-        weights = 1 + lam * finite_w
-        v = isotonic_regression(finite_s / weights, weights, increasing=False, solver=solver)
+    s = jnp.where(absent, 0, jnp.minimum(s, jnp.finfo(s.dtype).max))
+    if p == 2:
+        share = 1 / (1 + lam) if magnitude else 1
+        weights = share + lam / (1 + lam) * w if magnitude else jnp.ones_like(s)
+        weights = jnp.maximum(weights, jnp.finfo(s.dtype).tiny)
+        d = s * share * (w / weights) if magnitude else w
+        args = -jnp.where(absent, jnp.inf, d), weights, Offset(s, lam)
+        fit = solver_of(solver)(*args)
     else:
-        v = isotonic_regression(finite_s - lam * finite_w, increasing=False, solver=solver)
-    return jnp.where(absent, s, v).astype(dtype)
+        d = jnp.where(absent, jnp.inf, _alone(s, w, lam, p, magnitude))
+        solve = partial(PNORM_SOLVERS[solver or "merge"], p=p, magnitude=magnitude)
+        fit = solve(d, s, w, lam)
+    d = jnp.where(absent, 0, 0 - fit.v)  # and not -0
+    if p > 2:
+        d = solve_again(d, fit.block, s, jnp.where(absent, 0, w), lam, p, magnitude)
+    return d, fit.block
 
 
-def _without_absent(s, w, lam, absent, magnitude):
-    """s and w with absent entries put where no solver pools them with the others."""
-    if magnitude:
-        floor = jnp.zeros_like(lam)
-    else:
-        lowest = jnp.where(absent, jnp.inf, s).min(-1, keepdims=True)
-        lowest = jnp.where(lowest < jnp.inf, lowest, 0)
-        # No pool of the others reaches below lowest - lam max(w^(p-1)).
-        heaviest = jnp.maximum(w.max(-1, keepdims=True), 1)
-        spread = jnp.maximum(s.max(-1, keepdims=True) - lowest, 0)
-        floor = lowest - spread - 2 * lam * heaviest
-    floor = jax.lax.stop_gradient(floor)
-    return jnp.where(absent, floor, s), jnp.where(absent, 0, w)
+def _alone(s, w, lam, p: float, magnitude: bool):
+    """Solve each position as a block of its own: d = (s - v)/lam, to all its digits."""
+    exponent = conjugate_exponent(p)
+    if not magnitude:
+        return signed_power(w, 1 / exponent)
+    # d^(q-1) + lam w d = s w, where one of the two terms is at least half of the right side.
+    most = jnp.minimum(s / lam, power(w * s, 1 / exponent))
+    least = jnp.minimum(s / lam / 2, power(w * s / 2, 1 / exponent))
+
+    def excess(d):
+        size = jnp.maximum(d, jnp.finfo(d.dtype).tiny)
+        d_power = power(size, exponent)
+        return w * (s - lam * d) - d_power, -exponent * (d_power / size) - lam * w
+
+    return falling_root(excess, most, least, most, jnp.zeros_like(s), ~(least < most))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _fit(solve, p, magnitude, s, w, lam) -> Fit:
-    fit = solve(s, w, lam, p=p, magnitude=magnitude)
-    return Fit(fit.v, fit.block)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _differentiable(p, magnitude, d, block, s, w, lam):
+    """Return d, the solution on these blocks, with its derivatives in s, w and lam."""
+    return d
 
 
-@_fit.defjvp
-def _fit_jvp(solve, p, magnitude, primals, tangents):
-    s, w, lam = primals
-    ds, dw, dlam = tangents
-    fit = _fit(solve, p, magnitude, s, w, lam)
+@_differentiable.defjvp
+def _differentiable_jvp(p, magnitude, primals, tangents):
+    _, block, s, w, lam = primals
+    *_, ds, dw, dlam = tangents
+    d = _differentiable(p, magnitude, *primals)
     limit = float(jnp.finfo(s.dtype).max) ** 0.5  # beyond it, products leave the float range
-    d = jnp.clip((s - fit.v) / lam, -limit, limit)
-    curve = _curvature(d, conjugate_exponent(p), limit)
-    total = block_sum(curve + lam * w if magnitude else curve, fit.block)
-    pull = jnp.minimum(lam * (fit.v / total) if magnitude else lam / total, limit)
-    dv = block_sum(curve / total * (ds - d * dlam) - pull * dw, fit.block)
-    return fit, Fit(dv, np.zeros(fit.block.shape, jax.dtypes.float0))
+    d_near = jnp.clip(d, -limit, limit)
+    curve = _curvature(d_near, conjugate_exponent(p), limit)
+    total = block_sum(curve, block)
+    move = ds - d_near * dlam
+    mean = block_sum(curve / total * move, block)
+    # What a block moves by as one; its positions move about it by their distance to the mean.
+    if magnitude:
+        weight = block_sum(w, block)
+        v = jnp.maximum(s - lam * d, 0)
+        total += lam * weight
+        common = mean * jnp.minimum(weight / total, limit)
+        common += block_sum(jnp.minimum(v / total, limit) * dw, block)
+    else:
+        common = block_sum(jnp.minimum(1 / total, limit) * dw, block)
+    # Of a position by itself the first is 0, but in reverse order its parts would not cancel.
+    apart = jnp.where(_alone_in(block), 0, (move - mean) / lam)
+    return d, jnp.where(s == -jnp.inf, 0, apart + common)
+
+
+def _alone_in(block):
+    """Return which positions `[..., n]` are blocks of their own."""
+    starts = block == positions(block)
+    return starts & jnp.concatenate([starts[..., 1:], jnp.ones_like(starts[..., :1])], -1)
 
 
 def _curvature(d, exponent: float, limit: float):
-    """(q-1) |d|^(q-2), kept away from 0 and infinity."""
+    """Return (q-1) |d|^(q-2), kept away from 0 and infinity."""
     d = jnp.maximum(jnp.abs(d), jnp.finfo(d.dtype).eps)
     return jnp.clip(exponent * power(d, exponent - 1), 1 / limit, limit)

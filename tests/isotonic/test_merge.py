@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from isotonic.blocks import Fit
-from isotonic.merge import merge, merge_pnorm, merge_segments
+from isotonic.merge import merge, merge_segments
 from isotonic.pav import pav
+from isotonic.pnorm import isotonic_pnorm
 from tests.isotonic.test_pav import museum, reference, weights_for
 from tests.isotonic.test_pnorm import reference as min_max
 
@@ -66,8 +67,8 @@ def test_weights_of_any_sign_and_order(p):
     rng = np.random.default_rng(3)
     s, w = rng.normal(size=9), 3 * rng.normal(size=9)
     with jax.enable_x64(True):
-        fit = merge_pnorm(s, w, jnp.asarray([0.7]), p=p, magnitude=False)
-        np.testing.assert_allclose(fit.v, signed_min_max(s, w, 0.7, p), atol=1e-12)
+        v = isotonic_pnorm(s, w, lam=0.7, p=p, solver="merge")
+        np.testing.assert_allclose(v, signed_min_max(s, w, 0.7, p), atol=1e-12)
     np.testing.assert_allclose(
         signed_min_max(np.sort(s)[::-1], np.abs(w), 0.7, p),
         min_max(np.sort(s)[::-1], np.abs(w), 0.7, p, False),

@@ -30,12 +30,12 @@ def test_projection_solves_its_program(p):
     def cost(y):
         return (lam / p) * (np.abs(y) ** p).sum() - z @ y
 
-    found = optimize.minimize(
+    optimum = optimize.minimize(
         cost, np.full(4, w.mean()), constraints=inside, method="SLSQP", tol=1e-12
     )
     with jax.enable_x64(True):
         y = np.asarray(permutahedron_projection(z, w, p=p, strength=lam))
-    np.testing.assert_allclose(y, found.x, atol=1e-5)
+    np.testing.assert_allclose(y, optimum.x, atol=1e-5)
     np.testing.assert_allclose(y.sum(), w.sum(), rtol=1e-12)
 
 
