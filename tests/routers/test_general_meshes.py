@@ -11,7 +11,6 @@ from routers import (
     permutahedron_projection,
     soft_rank,
     soft_sort,
-    sorted_sinkhorn_topk,
     sparse_topk_magnitude,
     sparse_topk_mask,
 )
@@ -21,7 +20,6 @@ OPERATORS = {
     "regression, pav": lambda x: isotonic_regression(x, solver="pav"),
     "mask, merge": lambda x: sparse_topk_mask(x, 2, solver="merge"),
     "rank, p=3": lambda x: soft_rank(x, p=3.0),
-    "sinkhorn": lambda x: sorted_sinkhorn_topk(x, 2).sum(-1),
 }
 MORE = {
     "regression, merge": lambda x: isotonic_regression(x, solver="merge"),
