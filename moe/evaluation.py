@@ -108,7 +108,7 @@ def _prepare(workdir: pathlib.Path, split: str | None, overrides: dict[str, str]
     if saved is None:
         raise UsageError(f"{workdir} holds no run (no config.json); train one with train.py")
     config = override(saved, overrides)
-    source = open_source(config, split or config.data.eval_split)
+    source = open_source(config, config.data.eval_split if split is None else split)
     run = set_up(config, source)
     _check_fit(saved, run)
     return run, source

@@ -101,9 +101,9 @@ def prepare(data_dir: str) -> str:
             f"cannot write the data set 'digits' to {data_dir}: expected a folder of a local disk; "
             "pass --config.data.data_dir=DIR"
         )
-    print(f"preparing the data set 'digits' in {final} (once, offline)", file=sys.stderr)
     try:
         os.makedirs(os.path.dirname(final), exist_ok=True)
+        print(f"preparing the data set 'digits' in {final} (once, offline)", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix="incomplete.digits.") as staging:
             _build(staging)
             _rename(os.path.join(staging, NAME, VERSION), final)

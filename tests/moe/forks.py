@@ -13,7 +13,7 @@ import traceback
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[2]
-LIMIT = 60  # seconds; a command that takes longer is killed
+LIMIT = 180  # seconds; a command that takes longer is killed
 
 
 class Ended(NamedTuple):

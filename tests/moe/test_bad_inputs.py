@@ -240,5 +240,7 @@ def test_every_bad_command_ends_with_one_line_and_touches_nothing(sandbox, tmp_p
         if ended.code != 2 or not one_line or changed or ended.seconds > SECONDS:
             wrong.append(f"{program} {' '.join(arguments)[-200:]}: {ended} {changed}")
         before = after
+    good = forks.run("eval", [f"--workdir={sandbox['run']}"])
     forks.close()
     assert not wrong, f"{len(wrong)} of {len(commands)}:\n" + "\n".join(wrong)
+    assert (good.code, good.error) == (0, "")

@@ -7,6 +7,7 @@ import pytest
 from moe import cli
 from moe.config import default, flatten, keys
 from moe.errors import UsageError
+from moe.mesh import make_mesh
 from moe.ranges import ANY, Key, contains, fit
 
 NUMBERS = sorted(name for name, value in flatten(default()).items() if type(value) in (int, float))
@@ -118,3 +119,9 @@ def test_the_documented_ways_of_a_path(monkeypatch, tmp_path):
         with pytest.raises(UsageError, match=f"--out.*{message}"):
             cli.local_path(text, "--out")
     assert "config.init.workdir=gs://b is an address" in refusal({"init.workdir": "gs://b"})
+
+
+def test_a_mesh_has_no_negative_sizes():
+    with pytest.raises(UsageError, match="expected 1 or more each, and -1 at most once"):
+        make_mesh({"data": -2, "fsdp": -2, "expert": 2, "tensor": 1})
+    assert dict(make_mesh({"data": -1, "fsdp": 2, "expert": 2, "tensor": 1}).shape)["data"] == 2
