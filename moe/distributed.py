@@ -64,6 +64,9 @@ def _initialize(start: Start, start_timeout: int, heartbeat_timeout: int) -> Non
     # Signals are ours (moe.stopping): JAX's own service would swallow SIGTERM from here on.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Gloo matches the messages of two processes by their order alone. On CPUs each program ends
+    # before the next begins, so that nothing can overtake; accelerators order their own queues.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     late = (
         f"error: not all processes came within --start_timeout={start_timeout} seconds: is the "
         "same command running on every host, with the same coordinator and number of processes?"

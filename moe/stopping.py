@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moe.run import Run
@@ -94,6 +95,20 @@ def with_vote(step: Callable) -> Callable:
         *rest, batch = arguments
         batch = dict(batch)
         vote = batch.pop("vote", None)
-        return step(*rest, batch), None if vote is None else vote.max()
+        result = step(*rest, batch)
+        return result, None if vote is None else _after(result, vote).max()
 
     return call
+
+
+def _after(result, vote):
+    """Returns the vote, as something that is known once the numbers of `result` are.
+
+    XLA's CPU runtime starts the collectives of a program in order, but goes on while a loop that
+    has some still runs. Gloo knows messages by their order alone: a collective that needs nothing
+    of the loop could take the loop's messages, on one process and not on the other. The routers'
+    searches are such loops, and the vote's would be the one collective that waits for none.
+    """
+    numbers = [leaf for leaf in jax.tree.leaves(result) if leaf.ndim == 0]
+    never = sum(number.astype(jnp.float32) for number in numbers) < -jnp.inf
+    return jnp.where(never, 0, vote)

@@ -1,10 +1,13 @@
 """Several real processes with real collectives: the same run, and what happens when one dies."""
 
 import json
+import os
 import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -215,3 +218,22 @@ def test_two_processes_continue_what_four_began(data_dir, tmp_path):
     assert "continuing" in first
     found, expected = hosts.losses(tmp_path / "moved"), hosts.losses(tmp_path / "one")
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_twenty_runs_on_a_loaded_machine(data_dir, tmp_path):
+    settings = {"num_steps": "200", "eval__every": "50", "log__every": "50"}
+    settings |= {"checkpoint__every": "100"}
+    busy = [sys.executable, "-c", "while True: pass"]
+    load = [subprocess.Popen(busy) for _ in range(os.cpu_count())]
+    try:
+        runs = []
+        for turn in range(20):
+            workdir = tmp_path / str(turn)
+            codes, screens = hosts.train(2, workdir, data_dir, **settings).finish(900)
+            assert codes == [0, 0], f"run {turn}: " + "\n".join(screens)
+            runs.append(hosts.rows(workdir))
+    finally:
+        for process in load:
+            process.kill()
+    assert all(records == runs[0] for records in runs)
