@@ -64,7 +64,7 @@ class Hosts:
                 )
             )
 
-    def finish(self, timeout: float = 240) -> tuple[list[int], list[str]]:
+    def finish(self, timeout: float = 600) -> tuple[list[int], list[str]]:
         """Returns exit codes and screens; kills what is left after `timeout` and fails."""
         end = time.monotonic() + timeout
         try:

@@ -74,6 +74,26 @@ def test_sigterm_on_one_of_two_stops_both(data_dir, tmp_path):
     assert_identical(workdir, unbroken, 60)
 
 
+@pytest.mark.slow
+def test_a_closed_terminal_of_one_of_two_stops_both(data_dir, tmp_path):
+    settings = FEW | {"num_steps": "60", "checkpoint__every": "50", "eval__every": "60"}
+    run = hosts.train(2, tmp_path, data_dir, **settings)
+    run.wait_for(tmp_path, 8)
+    run.processes[0].send_signal(signal.SIGHUP)
+    codes, screens = run.finish()
+    assert codes == [129, 129], "\n".join(screens)
+    assert "continuing" in hosts.succeed(hosts.train(2, tmp_path, data_dir, **settings))[0]
+
+
+@pytest.mark.slow
+def test_a_step_that_is_not_finite_ends_both(data_dir, tmp_path):
+    settings = FEW | {"optimizer__name": "sgd", "optimizer__learning_rate": "1e30"}
+    codes, screens = hosts.train(2, tmp_path, data_dir, **settings).finish()
+    assert codes == [2, 2], "\n".join(screens)
+    assert "is not finite, and was not applied" in screens[0].splitlines()[-1]
+    assert not errors(screens[1])
+
+
 def assert_identical(workdir, unbroken, step):
     assert hosts.rows(workdir) == hosts.rows(unbroken)
     ours, theirs = hosts.arrays(workdir, step), hosts.arrays(unbroken, step)
