@@ -95,6 +95,22 @@ def _initialize(start: Start, start_timeout: int, heartbeat_timeout: int) -> Non
             f"cannot start jax.distributed{where}: {str(error)[:200]}; is the address free and "
             "that of process 0's machine?"
         ) from error
+    _compare_numbers(start_timeout)
+
+
+def _compare_numbers(seconds: int) -> None:
+    """Compares how many processes each was told of: JAX would wait for the devices of all."""
+    from jax._src.distributed import global_state  # the store of keys has no public name
+
+    own, count, client = global_state.process_id, global_state.num_processes, global_state.client
+    client.key_value_set(f"permoe/num_processes/{own}", str(count))
+    for other in range(count) if own == 0 else (0,):
+        key = f"permoe/num_processes/{other}"
+        if (number := int(client.blocking_key_value_get(key, seconds * 1000))) != count:
+            raise UsageError(
+                f"process {own} was told --num_processes={count} and process {other} {number}; "
+                "give all of them the same"
+            )
 
 
 def _wait_for(coordinator: str, seconds: int) -> None:
