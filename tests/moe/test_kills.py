@@ -98,9 +98,14 @@ def come_to(moment, process, workdir, seconds, rng) -> bool:
     if moment == "start":
         time.sleep(rng.uniform(0, seconds))
         return process.poll() is None
-    old = hosts.rows(workdir)[-1:]  # perhaps of steps that will be repeated
     left = {*workdir.glob("checkpoints/*tmp*")}  # by an earlier kill
-    if not wait_until(process, lambda: hosts.rows(workdir)[-1:] != old):
+    counts = [len(hosts.rows(workdir))]  # which shrink first, where steps are repeated
+
+    def trains():
+        counts.append(len(hosts.rows(workdir)))
+        return counts[-1] > counts[-2]
+
+    if not wait_until(process, trains):
         return False
     if moment == "checkpoint":
         return wait_until(process, lambda: {*workdir.glob("checkpoints/*tmp*")} - left)
