@@ -84,7 +84,7 @@ def open_files(name: str, split: str, data_dir: str) -> Prepared:
             f"data set '{name}' has no split '{split}': expected one of "
             f"{', '.join(builder.info.splits)}, or a slice within one such as train[:90%]"
         ) from error
-    if not examples:
+    if examples < 1:  # a slice that ends before it begins counts below 0
         raise UsageError(
             f"split '{split}' of data set '{name}' is empty: pass a longer slice, or another of "
             f"{', '.join(builder.info.splits)}"
