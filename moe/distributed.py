@@ -44,12 +44,13 @@ def processes(flags: argparse.Namespace):
         return
     _initialize(start, flags.start_timeout, flags.heartbeat_timeout)
     import jax
+    from jax._src.distributed import global_state  # what is known before there are devices
 
-    own = jax.process_index()
-    if own:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    with faults.ends_the_process(own, AgreedError):
+    with faults.ends_the_process(global_state.process_id, AgreedError):
+        _compare_numbers(global_state, flags.start_timeout)
         _check_devices()
+        if jax.process_index():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         yield
 
 
@@ -95,21 +96,18 @@ def _initialize(start: Start, start_timeout: int, heartbeat_timeout: int) -> Non
             f"cannot start jax.distributed{where}: {str(error)[:200]}; is the address free and "
             "that of process 0's machine?"
         ) from error
-    _compare_numbers(start_timeout)
 
 
-def _compare_numbers(seconds: int) -> None:
+def _compare_numbers(state, seconds: int) -> None:
     """Compares how many processes each was told of: JAX would wait for the devices of all."""
-    from jax._src.distributed import global_state  # the store of keys has no public name
-
-    own, count, client = global_state.process_id, global_state.num_processes, global_state.client
+    own, count, client = state.process_id, state.num_processes, state.client
     client.key_value_set(f"permoe/num_processes/{own}", str(count))
     for other in range(count) if own == 0 else (0,):
         key = f"permoe/num_processes/{other}"
         if (number := int(client.blocking_key_value_get(key, seconds * 1000))) != count:
             raise UsageError(
-                f"process {own} was told --num_processes={count} and process {other} {number}; "
-                "give all of them the same"
+                f"this one was told --num_processes={count} and process {other} {number}; give "
+                "all of them the same"
             )
 
 

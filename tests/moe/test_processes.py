@@ -151,8 +151,12 @@ def test_another_number_of_processes_is_named(tmp_path):
     arguments = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]
     codes, screens = hosts.Hosts(2, "train.py", arguments, own={1: ["--num_processes=3"]}).finish()
     assert codes == [2, 2], "\n".join(screens)
-    assert "process 0 was told --num_processes=2 and process 1 3; give all" in errors(screens[0])
-    assert "process 1 was told --num_processes=3 and process 0 2; give all" in errors(screens[1])
+    assert "process 0: this one was told --num_processes=2 and process 1 3; give" in errors(
+        screens[0]
+    )
+    assert "process 1: this one was told --num_processes=3 and process 0 2; give" in errors(
+        screens[1]
+    )
 
 
 @pytest.mark.slow
