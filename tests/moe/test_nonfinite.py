@@ -53,6 +53,7 @@ def test_stops_and_says_why(broken_batch, tiny, tmp_path):
     assert [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl")] == [5]
 
 
+@pytest.mark.slow
 def test_each_setting_goes_on_after_the_other(broken_batch, tiny, tmp_path):
     """With the skipped step among those whose record is still to be written."""
     with pytest.raises(UsageError):
@@ -137,7 +138,7 @@ def test_a_refused_step_leaves_the_state_as_it_was(what, tiny):
 
 
 def test_the_key_is_checked(tiny, tmp_path):
-    with pytest.raises(UsageError, match="expected stop or skip"):
+    with pytest.raises(UsageError, match="expected stop, skip"):
         train(tiny(nonfinite="ignore"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

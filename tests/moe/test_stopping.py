@@ -75,6 +75,7 @@ def test_signals_around_evaluations(send, finished_run, tiny, tmp_path, capsys):
     assert_same(tmp_path, finished_run)
 
 
+@pytest.mark.slow
 def test_other_cadences_on_the_way(send, finished_run, tiny, tmp_path):
     send("train_batches", signal.SIGTERM, 9)
     with pytest.raises(SystemExit):
@@ -90,6 +91,7 @@ def test_other_cadences_on_the_way(send, finished_run, tiny, tmp_path):
     assert rows[-1] == hosts.rows(finished_run)[-1]
 
 
+@pytest.mark.slow
 def test_no_descriptor_stays_open(tiny, tmp_path):
     train(tiny(num_steps="3"), tmp_path / "first")  # some are opened once for the process
     before = len(os.listdir("/proc/self/fd"))
