@@ -20,6 +20,9 @@ def main(argv) -> None:
     )
     parser.add_argument("--config", required=True, help="a file of configs/")
     parser.add_argument("--workdir", required=True, help="the directory of the run")
+    parser.add_argument(
+        "--extend", action="store_true", help="a run that is there may get more steps than it had"
+    )
     cluster.add_flags(parser)
     flags, overrides = cli.parse(parser, argv)
     workdir = cli.local_path(flags.workdir)
@@ -27,7 +30,7 @@ def main(argv) -> None:
     with distributed.processes(flags):
         from moe.trainer import train  # late: a misspelt key should not wait for JAX
 
-        train(config, workdir)
+        train(config, workdir, flags.extend)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Checkpoints of a run: saved in the background by Orbax, complete or not there at all.
+"""Saves the checkpoints of a run in the background, each complete or not there at all.
 
-A checkpoint has an item for the parameters, one for their average where the run keeps it, and one
-for all else that training needs; each is a flat dictionary of named arrays
-("params.blocks.0.norm.scale", ...), to be read without the classes that made it. Restoring executes
-no code.
+A checkpoint has an item for the parameters, one for their average where the run keeps it, one for
+the sums since the last line of the log, and one for all else that training needs; each is a flat
+dictionary of named arrays ("params.blocks.0.norm.scale", ...), to be read without the classes that
+made it. Beside them stand the arrays' checksums, which every restore compares, and the accuracy of
+an evaluation. Restoring executes no code.
 """
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -15,35 +17,43 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as managers
 
+from moe import stored
+from moe.checksums import checksums
 from moe.distributed import AgreedError, by_first, first_text
 from moe.errors import UsageError
 from moe.faults import is_lost_peer
 
 BEST_METRIC = "eval/accuracy"
+OWN_ITEMS = ("params", "ema", "totals")  # evaluation reads one of the first two without the rest
+ARRAYS = (*OWN_ITEMS, "training")
+TABLES = ("metrics", "checksums")  # each a file of its name, as JSON
+
+
+class DamagedError(Exception):
+    """Is raised by every process where one of them cannot read a checkpoint."""
 
 
 class Checkpoints:
     """The checkpoints in one directory: the newest `keep`, and the one of the best evaluation."""
 
     def __init__(self, directory: pathlib.Path, keep: int = 1, read_only: bool = False):
-        self.directory = directory
+        self.directory, self._keep, self._read_only = directory, keep, read_only
+        self._open()
 
-        def score(metrics):
-            return metrics[BEST_METRIC]
-
-        best = managers.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
-        policy = managers.AnyPreservationPolicy([managers.LatestN(keep), best])
+    def _open(self) -> None:
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            self.directory.absolute(),
+            item_handlers=handlers | {name: ocp.JsonCheckpointHandler(name) for name in TABLES},
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                best_fn=score,  # without it Orbax does not write the metrics down
-                read_only=read_only,
-                create=not read_only,
+                preservation_policy=self,
+                lightweight_initialize=True,  # leaves the metrics to us, who expect damage
+                read_only=self._read_only,
+                create=not self._read_only,
             ),
         )
+        self._scores = {step: self._score(step) for step in self.steps()}
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, oldest first."""
@@ -51,8 +61,25 @@ class Checkpoints:
 
     def best(self) -> float:
         """The best evaluation accuracy among the checkpoints, -inf without any."""
-        metrics = (self._manager.metrics(step) for step in self.steps())
-        return max((m[BEST_METRIC] for m in metrics if m), default=-float("inf"))
+        return max((self._scores[step] for step in self.steps()), default=-math.inf)
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Tells Orbax which checkpoints stay, by their order."""
+        steps = sorted(info.step for info in checkpoints)
+        scored = [step for step in steps if self._scores.get(step, -math.inf) > -math.inf]
+        kept = {*steps[-self._keep :], max(scored, key=lambda s: (self._scores[s], s), default=-1)}
+        return [info.step in kept for info in checkpoints]
+
+    def _score(self, step: int) -> float:
+        """Returns the accuracy that a checkpoint was saved with; -inf without one, or a damaged."""
+        try:
+            value = float(self._table(step, "metrics")[BEST_METRIC])
+        except (OSError, ValueError, TypeError, KeyError):
+            return -math.inf
+        return value if math.isfinite(value) else -math.inf
+
+    def _table(self, step: int, name: str):
+        return json.loads((self.directory / str(step) / name / name).read_text())
 
     def save(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> None:
         """Copies the state to the host and returns; the files are written meanwhile.
@@ -60,10 +87,15 @@ class Checkpoints:
         Raises:
           UsageError: this one, or the one before, cannot be written.
         """
-        items = {key: ocp.args.StandardSave(named(tree)) for key, tree in _items(state).items()}
-        best = {BEST_METRIC: metrics[BEST_METRIC]} if BEST_METRIC in metrics else None
+        arrays = {item: named(tree) for item, tree in _items(state).items()}
+        items = {item: ocp.args.StandardSave(tree) for item, tree in arrays.items()}
+        sums = {name: a for tree in arrays.values() for name, a in tree.items()}
+        items["checksums"] = ocp.args.JsonSave(checksums(sums))
+        if BEST_METRIC in metrics:
+            items["metrics"] = ocp.args.JsonSave({BEST_METRIC: metrics[BEST_METRIC]})
+        self._scores[step] = metrics.get(BEST_METRIC, -math.inf)
         with self._writing():
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics=best)
+            self._manager.save(step, args=ocp.args.Composite(**items))
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the result of an evaluation to a checkpoint that was saved before it was made."""
@@ -77,19 +109,36 @@ class Checkpoints:
                 os.replace(fresh, directory / "metrics")
 
         by_first(write)
-        self.reload()
+        self._scores[step] = metrics[BEST_METRIC]
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        """What `like` has of the state of `step`, with its structure, shapes and shardings."""
-        arrays = {}
-        for item, tree in _items(like).items():
+        """Returns what `like` has of the state of `step`, with its structure, shapes and shardings.
+
+        "totals" are left out where the checkpoint has sums of other quantities.
+
+        Raises:
+          DamagedError: an array cannot be read, or has not the checksum that it was saved with.
+        """
+        directory = self.directory / str(step)
+        arrays, saved, wrong = {}, None, ""
+        try:
+            like = _without_other_totals(like, directory)
             # Not the manager's restore: it waits for the other processes, also for one that found
             # its part damaged and is not coming.
-            arrays |= ocp.StandardCheckpointHandler().restore(
-                self.directory.absolute() / str(step) / item,
-                args=ocp.args.StandardRestore(named(tree)),
-            )
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in named(like)])
+            for item, tree in _items(like).items():
+                arrays |= stored.read(_place(directory, item), named(tree))
+            if (directory / "checksums").exists():  # the first version wrote none
+                table = self._table(step, "checksums")
+                saved = {name: table[name] for name in arrays}
+        except Exception as error:  # whatever tensorstore, json or the disk found wrong
+            wrong = str(error)[:200] or type(error).__name__
+        if wrong := first_text(wrong):  # damaged for one process is damaged for all
+            raise DamagedError(wrong)
+        if saved is not None and (now := checksums(arrays)) != saved:
+            changed = [name for name in now if now[name] != saved[name]]
+            raise DamagedError(f"{', '.join(changed[:4])} is not as it was saved, by its checksum")
+        leaves = [_without_views(arrays[name]) for name in named(like)]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def restore_newest(self, like: dict[str, Any], step: int | None = None):
         """The newest state that can be read, its step, and the damaged steps passed over.
@@ -104,16 +153,11 @@ class Checkpoints:
             raise AgreedError(f"no checkpoint of step {step} in {self.directory}; it has {steps}")
         damaged, reason = [], "there is none"
         for candidate in [step] if step is not None else reversed(steps):
-            state, wrong = None, ""
             try:
-                state = self.restore(candidate, like)
-            except Exception as error:  # whatever tensorstore, json or orbax found wrong
-                wrong = str(error)[:200] or type(error).__name__
-            wrong = first_text(wrong)  # damaged for one process is damaged for all
-            if not wrong:
-                return state, candidate, damaged
-            damaged.append(candidate)
-            reason = wrong
+                return self.restore(candidate, like), candidate, damaged
+            except DamagedError as error:
+                damaged.append(candidate)
+                reason = str(error)
         raise AgreedError(f"no checkpoint in {self.directory} can be read (of {steps}): {reason}")
 
     def aside(self, step: int) -> pathlib.Path:
@@ -129,7 +173,8 @@ class Checkpoints:
 
     def reload(self) -> None:
         """Looks again at what is there."""
-        self._manager.reload()
+        self._manager.close()
+        self._open()
 
     def wait(self) -> None:
         """Until all that was saved so far is on disk."""
@@ -163,10 +208,30 @@ class Checkpoints:
 
 
 def _items(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The state by checkpoint item; evaluation reads the first two without the rest."""
-    items = {key: {key: state[key]} for key in ("params", "ema") if key in state}
+    """Returns the state by checkpoint item."""
+    items = {key: {key: state[key]} for key in OWN_ITEMS if key in state}
     rest = {key: tree for key, tree in state.items() if key not in items}
     return items | ({"training": rest} if rest else {})
+
+
+def _place(directory: pathlib.Path, item: str) -> pathlib.Path:
+    """Returns where an item of a checkpoint is; the first version kept the totals with the rest."""
+    old = item == "totals" and not (directory / item).exists()
+    return directory / ("training" if old else item)
+
+
+def _without_other_totals(like: dict[str, Any], directory: pathlib.Path) -> dict[str, Any]:
+    """Returns `like` without its totals if the checkpoint has sums of other quantities."""
+    totals = named({key: like[key] for key in ("totals",) if key in like})
+    if stored.fits(_place(directory, "totals"), totals):
+        return like
+    return {key: tree for key, tree in like.items() if key != "totals"}
+
+
+def _without_views(a: jax.Array) -> jax.Array:
+    """Returns the array without the views of its shards that JAX keeps once they were looked at."""
+    shards = [shard.data for shard in a.addressable_shards]
+    return jax.make_array_from_single_device_arrays(a.shape, a.sharding, shards)
 
 
 def named(tree: Any) -> dict[str, Any]:

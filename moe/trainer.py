@@ -1,5 +1,6 @@
 """Trains a config in a directory, from where the directory's last checkpoint left off."""
 
+import contextlib
 import pathlib
 
 import jax
@@ -8,59 +9,100 @@ from ml_collections import ConfigDict
 
 from moe import workdir as workdirs
 from moe.agreement import agree
-from moe.checkpoint import Checkpoints
-from moe.distributed import AgreedError, by_first, together
+from moe.checkpoint import BEST_METRIC, Checkpoints
+from moe.distributed import AgreedError, by_first, first_text, together
 from moe.loop import loop
 from moe.model import check, count_parameters
 from moe.progress import say
 from moe.run import Run, open_source, set_up
-from moe.upcycle import start_from_checkpoint
+from moe.upcycle import start_from_checkpoint, write_origin
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+def train(config: ConfigDict, workdir: pathlib.Path, extend: bool = False) -> dict[str, float]:
     """Runs the config to its last step and returns the last evaluation's scalars.
 
     Interrupted by Ctrl-C, SIGTERM or SIGHUP, saves a checkpoint and exits with 128 + the signal's
     number; the same call then continues, and ends bit-identical to a run that was never
     interrupted.
 
+    Args:
+      extend: whether a run that is in `workdir` may get more steps than it was started with.
+
     Raises:
       UsageError: before any file is touched, if the config cannot run or `workdir` holds another.
     """
-    run, step_fn, train_source, eval_source = together(lambda: _prepare(config, workdir))
-    agree(run.config, train_source, eval_source)
-    zeros = _zeros(run, step_fn)
-    like = run.initial_state() | {"totals": zeros()}
-    by_first(lambda: workdirs.open_(run.config, workdir))
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-    state, start = workdirs.resume(checkpoints, like)
-    if config.init.workdir and not start:
-        state = start_from_checkpoint(run, state, workdir)
-    _announce(run, workdir, start)
-    try:
-        results = loop(
-            run, step_fn, zeros, state, start, checkpoints, workdir, train_source, eval_source
-        )
-    except Exception as error:
-        # Closing waits for the other processes, which may be why this one is here.
-        if jax.process_count() == 1 or isinstance(error, AgreedError):
+    run, step_fn, sums, train_source, eval_source = together(
+        lambda: _prepare(config, workdir, extend)
+    )
+    agree(run.config, train_source, eval_source, **{"--extend": extend})
+    zeros = _zeros(run, sums)
+    fresh = None if workdirs.has_checkpoint(workdir) else _fresh(run)
+    with contextlib.ExitStack() as stack:
+        by_first(lambda: stack.enter_context(workdirs.opened(run.config, workdir, extend)))
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+        if checkpoints.steps():
+            fresh = None  # another process was first: no state is held beside the restored one
+            state, start = workdirs.resume(checkpoints, _like(run, sums))
+        else:
+            (state, origin), start, fresh = fresh or _fresh(run), 0, None
+            by_first(lambda: write_origin(origin, workdir))
+        state = {"totals": zeros()} | state
+        if start == run.config.num_steps and (results := _complete(workdir, start)) is not None:
             checkpoints.close()
-        raise
-    checkpoints.close()
+            return results
+        _announce(run, workdir, start)
+        try:
+            results = loop(
+                run, step_fn, zeros, state, start, checkpoints, workdir, train_source, eval_source
+            )
+        except Exception as error:
+            # Closing waits for the other processes, which may be why this one is here.
+            if jax.process_count() == 1 or isinstance(error, AgreedError):
+                checkpoints.close()
+            raise
+        checkpoints.close()
     return results
 
 
-def _prepare(config: ConfigDict, workdir: pathlib.Path):
-    """All that can be found wrong before an array is made or a file touched."""
+def _prepare(config: ConfigDict, workdir: pathlib.Path, extend: bool):
+    """Finds what can be found wrong before an array is made or a file touched."""
     check(config)  # before a data set is read, or prepared
+    workdirs.check_place(workdir)
     train_source = open_source(config, config.data.train_split)
     eval_source = open_source(config, config.data.eval_split)
     run = set_up(config, train_source)
+    workdirs.check_config(run.config, workdir, extend)
     step_fn = run.train_step
     sums = _sums(run, step_fn)
-    workdirs.check(run.config, workdir)
     workdirs.check_space(run.config, workdir, (run.abstract_state(), sums))
-    return run, step_fn, train_source, eval_source
+    return run, step_fn, sums, train_source, eval_source
+
+
+def _fresh(run: Run):
+    """Returns the state of step 0, and where its parameters came from; nothing is written yet."""
+    state = run.initial_state()
+    return start_from_checkpoint(run, state) if run.config.init.workdir else (state, None)
+
+
+def _like(run: Run, sums):
+    """Returns a checkpoint's shapes and shardings: making a state to know them would hold two."""
+    totals = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=run.replicated), sums
+    )
+    return run.abstract_state() | {"totals": totals}
+
+
+def _complete(workdir: pathlib.Path, step: int) -> dict[str, float] | None:
+    """Says that a run which has been evaluated at its last step is complete, and returns how."""
+    results = workdirs.last_evaluation(workdir, step)
+    if not first_text("complete" if results else ""):
+        return None
+    say(
+        f"{workdir} is complete: {step} steps, accuracy {results.get(BEST_METRIC, 0):.2%}; "
+        f"`python eval.py --workdir={workdir}` evaluates it, and the same command with more steps "
+        "(--config.num_steps=N) and --extend trains it further"
+    )
+    return results
 
 
 def _sums(run: Run, step_fn):
@@ -69,9 +111,8 @@ def _sums(run: Run, step_fn):
         return jax.eval_shape(step_fn, run.abstract_state(), run.abstract_batch())[1]
 
 
-def _zeros(run: Run, step_fn):
-    """A function: the totals of no step."""
-    sums = _sums(run, step_fn)
+def _zeros(run: Run, sums):
+    """Returns a function that makes the totals of no step."""
     return run.jit(
         lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums),
         out_shardings=run.replicated,

@@ -1,4 +1,4 @@
-"""The parameters of a new run from another run's checkpoint; a dense one's MLP becomes experts.
+"""Starts a new run from another run's parameters; the MLPs of a dense one become experts.
 
 Sparse upcycling (Komatsuzaki et al. 2023): each expert starts as a copy of the dense MLP of its
 block, the router is new, all else is copied. A token's experts are weighted by the router, so that
@@ -17,8 +17,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from moe.checkpoint import Checkpoints, named
-from moe.distributed import is_first
+from moe.distributed import together
 from moe.errors import UsageError
+from moe.progress import say
 from moe.run import Run, set_up
 from moe.step import State
 from moe.workdir import saved_config
@@ -40,30 +41,54 @@ class Place(NamedTuple):
     turn: int | None
 
 
-def start_from_checkpoint(run: Run, state: State, workdir: pathlib.Path) -> State:
-    """The state of step 0 with the parameters of `config.init.workdir`'s checkpoint.
+def start_from_checkpoint(run: Run, state: State) -> tuple[State, dict]:
+    """Returns the state of step 0 with the parameters of `config.init.workdir`'s checkpoint.
 
-    Prints where the parameters came from; `workdir`/init.json has it parameter by parameter.
+    The second result says where each parameter came from; see `write_origin`. The arrays of the
+    given state become the new ones'.
 
     Raises:
       UsageError: no run or checkpoint is there, or the sizes of the two models differ.
     """
-    source = _source(run)
-    checkpoints = Checkpoints(pathlib.Path(run.config.init.workdir) / "checkpoints", read_only=True)
+    directory, wanted = pathlib.Path(run.config.init.workdir), run.config.init.step
+    source, origins = together(lambda: _check(run))
+    checkpoints = Checkpoints(directory / "checkpoints", read_only=True)
     key = "ema" if source.config.optimizer.ema_decay else "params"
-    wanted = run.config.init.step
-    found, step, _ = checkpoints.restore_newest(
+    saved, step, damaged = checkpoints.restore_newest(
         {key: source.params}, wanted if wanted >= 0 else None
     )
-    origins = origin_of_each(run, source)
+    checkpoints.close()
+    for bad in damaged:
+        say(f"checkpoint {bad} of {directory} is damaged; using step {step}")
     layout = jax.tree.map(lambda a: a.sharding, run.params)
-    parameters = run.jit(lambda new, old: _assemble(run, new, old, source), out_shardings=layout)
-    state = state | {"params": parameters(state["params"], found[key])}
+    parameters = run.jit(
+        lambda new, old: _assemble(run, new, old, source), out_shardings=layout, donate_argnums=0
+    )
+    state = state | {"params": parameters(state["params"], saved[key])}
     if "ema" in state:
         state = state | {"ema": jax.tree.map(jnp.copy, state["params"])}
-    if jax.process_index() == 0:
-        _tell(origins, run.config.init.workdir, step, workdir)
-    return state
+    return state, {"workdir": run.config.init.workdir, "step": step, "parameters": origins}
+
+
+def write_origin(origin: dict | None, workdir: pathlib.Path) -> None:
+    """Prints where the parameters came from; `workdir`/init.json has it parameter by parameter."""
+    if origin is None:
+        return
+
+    def kind(name: str) -> str:
+        source = origin["parameters"][name]
+        what = {NEW: "new", name: "copied"}.get(source, f"each expert a copy of {source}")
+        return re.sub(r"\d+", "*", f"{name}: {what}")
+
+    say(f"starting from step {origin['step']} of {origin['workdir']}:")
+    for line, count in sorted(Counter(map(kind, origin["parameters"])).items()):
+        say(f"  {line}" + (f" ({count} blocks)" if count > 1 else ""))
+    (workdir / "init.json").write_text(json.dumps(origin, indent=2) + "\n")
+
+
+def _check(run: Run) -> tuple[Run, dict[str, str]]:
+    source = _source(run)
+    return source, origin_of_each(run, source)
 
 
 def origin_of_each(run: Run, source: Run) -> dict[str, str]:
@@ -72,24 +97,24 @@ def origin_of_each(run: Run, source: Run) -> dict[str, str]:
     Raises:
       UsageError: a parameter has another shape there; only the head and the router may.
     """
-    mine, theirs = _shapes(run), _shapes(source)
+    theirs = _shapes(source)
     origins = {}
-    for name, shape in mine.items():
+    for name, shape in _shapes(run).items():
         dense = _dense_name(name)
         if dense in theirs and name not in theirs:
             expected, origins[name] = tuple(s for s in shape[1:] if s != 1), dense
-            there = theirs[dense]
+            actual = theirs[dense]
         elif name in theirs:
-            expected, there, origins[name] = shape, theirs[name], name
+            expected, actual, origins[name] = shape, theirs[name], name
         else:
             origins[name] = NEW
             continue
-        if expected == there:
+        if expected == actual:
             continue
         if not name.startswith("head.") and ".router." not in name:
             raise UsageError(
                 f"config.init: {name} needs {list(expected)} and {origins[name]} of "
-                f"{run.config.init.workdir} has {list(there)}; give both models the same sizes "
+                f"{run.config.init.workdir} has {list(actual)}; give both models the same sizes "
                 "(an expert has the width F of the MLP it starts as: --config.moe.expert_dim)"
             )
         origins[name] = NEW
@@ -97,7 +122,7 @@ def origin_of_each(run: Run, source: Run) -> dict[str, str]:
 
 
 def _source(run: Run) -> Run:
-    """The other run, its parameters laid out on this run's mesh."""
+    """Returns the other run, its parameters laid out on this run's mesh."""
     saved = saved_config(pathlib.Path(run.config.init.workdir))
     if saved is None:
         raise UsageError(f"config.init.workdir={run.config.init.workdir} holds no run")
@@ -110,7 +135,7 @@ def _source(run: Run) -> Run:
 
 
 def places(run: Run) -> dict[str, Place]:
-    """Where each parameter of each block is, whether or not blocks are stacked for a loop."""
+    """Returns where each parameter of each block is, also where blocks are stacked for a loop."""
     model = nnx.merge(run.graphdef, run.params)
     loops = {
         str(loop.start + i): loop
@@ -118,16 +143,16 @@ def places(run: Run) -> dict[str, Place]:
         if loop.repeats > 1
         for i in range(loop.period)
     }
-    found = {}
+    where = {}
     for leaf in named(run.params):
         head, _, rest = leaf.partition(".")
         number, _, rest = rest.partition(".")
         if head != "blocks" or number not in loops:
-            found[leaf] = Place(leaf, None)
+            where[leaf] = Place(leaf, None)
             continue
         for turn in range(loops[number].repeats):
-            found[f"blocks.{int(number) + turn * loops[number].period}.{rest}"] = Place(leaf, turn)
-    return found
+            where[f"blocks.{int(number) + turn * loops[number].period}.{rest}"] = Place(leaf, turn)
+    return where
 
 
 def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
@@ -144,39 +169,25 @@ def _dense_name(name: str) -> str | None:
 
 
 def _assemble(run: Run, new, old, source: Run):
-    """The new parameters, block by block, from the old ones."""
-    origins, there, leaves = origin_of_each(run, source), places(source), named(old)
+    """Returns the new parameters, block by block, from the old ones."""
+    origins, source_places, leaves = origin_of_each(run, source), places(source), named(old)
 
     def value(name: str, fresh):
         origin = origins[name]
         if origin == NEW:
             return fresh
-        place = there[origin]
-        found = leaves[place.leaf] if place.turn is None else leaves[place.leaf][place.turn]
+        place = source_places[origin]
+        saved = leaves[place.leaf] if place.turn is None else leaves[place.leaf][place.turn]
         if origin == name:
-            return found
-        return jnp.broadcast_to(found.reshape(1, *fresh.shape[1:]), fresh.shape)
+            return saved
+        return jnp.broadcast_to(saved.reshape(1, *fresh.shape[1:]), fresh.shape)
 
     parts: dict[str, list] = {}
     fresh = named(new)
     for name, place in places(run).items():
         leaf = fresh[place.leaf]
-        mine = leaf if place.turn is None else leaf[place.turn]
-        parts.setdefault(place.leaf, []).append(value(name, mine))
+        initial = leaf if place.turn is None else leaf[place.turn]
+        parts.setdefault(place.leaf, []).append(value(name, initial))
     stacked = {place.leaf for place in places(run).values() if place.turn is not None}
-    found = [jnp.stack(parts[leaf]) if leaf in stacked else parts[leaf][0] for leaf in fresh]
-    return jax.tree.unflatten(jax.tree.structure(new), found)
-
-
-def _tell(origins: dict[str, str], where: str, step: int, workdir: pathlib.Path) -> None:
-    def kind(name: str) -> str:
-        origin = origins[name]
-        what = {NEW: "new", name: "copied"}.get(origin, f"each expert a copy of {origin}")
-        return re.sub(r"\d+", "*", f"{name}: {what}")
-
-    print(f"starting from step {step} of {where}:")
-    for line, count in sorted(Counter(map(kind, origins)).items()):
-        print(f"  {line}" + (f" ({count} blocks)" if count > 1 else ""))
-    report = {"workdir": where, "step": step, "parameters": origins}
-    if is_first():
-        (workdir / "init.json").write_text(json.dumps(report, indent=2) + "\n")
+    whole = [jnp.stack(parts[leaf]) if leaf in stacked else parts[leaf][0] for leaf in fresh]
+    return jax.tree.unflatten(jax.tree.structure(new), whole)

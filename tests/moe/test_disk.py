@@ -24,7 +24,7 @@ def test_a_disk_too_small_for_the_checkpoints(tiny, tmp_path, monkeypatch):
 
 def test_a_directory_that_cannot_be_made(tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"cannot write to --workdir=.*Not a directory"):
+    with pytest.raises(UsageError, match=r"cannot write to --workdir=.*/file is a file"):
         train(tiny(), tmp_path / "file" / "run")
 
 

@@ -11,7 +11,7 @@ from moe.checkpoint import named
 from moe.errors import UsageError
 from moe.run import open_source, set_up
 from moe.trainer import train
-from moe.upcycle import places, start_from_checkpoint
+from moe.upcycle import places, start_from_checkpoint, write_origin
 
 SIZES = {"model__depth": "4", "moe__expert_dim": "32", "num_steps": "6"}
 DENSE = SIZES | {"moe__layers": "none"}
@@ -46,7 +46,8 @@ def dense(data_dir, tmp_path_factory):
 
 def started(config, workdir):
     run = set_up(config, open_source(config, "train"))
-    state = start_from_checkpoint(run, run.initial_state(), workdir)
+    state, origin = start_from_checkpoint(run, run.initial_state())
+    write_origin(origin, workdir)
     leaves = named(state["params"])
     return run, {
         name: np.asarray(leaves[p.leaf] if p.turn is None else leaves[p.leaf][p.turn])
@@ -91,12 +92,11 @@ def test_training_goes_on_from_there(dense, tiny, tmp_path):
     assert not np.array_equal(kernel[0], kernel[1])  # trained apart since
 
 
-def test_other_classes_get_a_new_head(dense, tiny, tmp_path):
+def test_other_classes_get_a_new_head(dense, tiny):
     config = tiny(**DENSE, data__num_classes="7", init__workdir=str(dense))
     config.data.update({"image_size": 8, "channels": 1})
     run = set_up(config)
-    start_from_checkpoint(run, run.initial_state(), tmp_path)
-    origins = json.loads((tmp_path / "init.json").read_text())["parameters"]
+    origins = start_from_checkpoint(run, run.initial_state())[1]["parameters"]
     assert {name for name, origin in origins.items() if origin == "new"} == {
         "head.kernel",
         "head.bias",
