@@ -70,6 +70,8 @@ class Link(Protocol):
     Thresholds tau, strengths lam and sums k have the rows' shape `[...]`, items add an axis.
     """
 
+    steep: bool  # does it leave 0 with an infinite slope? Then see `isotonic.steep`
+
     def bracket(self, row: Row, lam):
         """Thresholds (a, b, start) with the root between a and b."""
 
@@ -90,6 +92,7 @@ class DistributionLink:
     """
 
     variance: float
+    steep = False
 
     def bracket(self, row: Row, lam):
         share = row.k / row.n

@@ -14,13 +14,21 @@ from isotonic.rows import count_inside, row_sum
 
 
 class PowerLink:
-    """What the two links share: items strictly inside the link are powers u^(q-1) of 0 < u < 1."""
+    """What the two links share: items strictly inside the link are powers u^(q-1) of 0 < u < 1.
+
+    Steep ones, of p > 2, have two methods more, for `isotonic.steep`: `slopes`, their terms from h,
+    and `cap`: what divides the power y of the lowest selected item, and its derivative in y.
+    """
 
     p: float
 
     @property
     def exponent(self) -> float:
         return conjugate_exponent(self.p)  # q - 1
+
+    @property
+    def steep(self) -> bool:
+        return self.exponent < 1
 
     @property
     def noise(self) -> tuple[float, float]:
@@ -113,6 +121,15 @@ class MaskLink(PowerLink):
         slope = jnp.where(inside, power_slope(v, self.exponent) / lam, 0)
         return Terms(h, slope, -slope, -slope * v)
 
+    def slopes(self, h, tau, lam) -> Terms:
+        inside = (h > 0) & (h < 1)
+        v = power(jnp.where(inside, h, 0.5), self.p - 1)
+        slope = jnp.where(inside, power_slope(v, self.exponent) / lam[..., None], 0)
+        return Terms(h, slope, -slope, -slope * v)
+
+    def cap(self, item, y, lam):
+        return jnp.ones_like(y), jnp.zeros_like(y)
+
     def half_width(self, item, lam):
         return lam / 2
 
@@ -153,10 +170,23 @@ class MagnitudeLink(PowerLink):
         # y >= tiny, so that a root tau below it is found at it, with h > 0 wherever a > tau.
         floor = jnp.finfo(gap.dtype).tiny / tau
         h = jnp.where(inside, jnp.maximum(power(v, self.exponent), floor), jnp.clip(u, 0, 1))
+        return self._slopes(h, inside, v, tau, width, root)
+
+    def slopes(self, h, tau, lam) -> Terms:
+        tau = jnp.maximum(tau, jnp.finfo(h.dtype).tiny)[..., None]
+        inside = (h > 0) & (h < 1)
+        v = power(jnp.where(inside, h, 0.5), self.p - 1)
+        return self._slopes(h, inside, v, tau, *self._width(tau, lam[..., None]))
+
+    def _slopes(self, h, inside, v, tau, width, root) -> Terms:
         # Bounded: sums of slopes over the row must not overflow either.
-        slope = jnp.minimum(power_slope(v, self.exponent) / width, jnp.finfo(gap.dtype).max / 1e8)
+        slope = jnp.minimum(power_slope(v, self.exponent) / width, jnp.finfo(h.dtype).max / 1e8)
         slope = jnp.where(inside, slope, 0)
         return Terms(h, slope, -slope - jnp.where(inside, h / tau, 0), -slope * v * root * root)
+
+    def cap(self, item, y, lam):
+        power_ = power(y, self.p - 2)
+        return item - lam * (power_ * y), -lam * (self.p - 1) * power_
 
     def step(self, gap, tau, k, lam) -> Step:
         u, tau, width, _ = self._unit(gap, tau[..., None], lam[..., None])

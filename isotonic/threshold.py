@@ -14,8 +14,10 @@ from jax.custom_derivatives import SymbolicZero
 
 from isotonic.links import Link, Row
 from isotonic.rows import Pair, middle_float, over_row, per_row, row_sum
+from isotonic.steep import GUESSING, steep_root
 
 MAX_PASSES = 300  # never reached: bisection of a float64 alone takes fewer; most rows take 3 to 5
+PATIENCE = 12  # passes before bisection is forced on rows that have not converged
 
 
 class Threshold(NamedTuple):
@@ -70,15 +72,23 @@ def _solve(link, x, k, lam):
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _threshold(link, x, k, lam):
     row = _statistics(x, k)
-    tau = _search(link, x, row, k, lam)
-    return link.terms(tau.gap(x), tau.high, lam).h, *tau
+    if link.steep:
+        guess = _search(link, x, row, k, lam, GUESSING)
+        h, tau = steep_root(link, x, k, lam, guess.high)
+    else:
+        tau = _search(link, x, row, k, lam, MAX_PASSES)
+        h = link.terms(tau.gap(x), tau.high, lam).h
+    return h, *tau
 
 
 def _threshold_jvp(link, primals, tangents):
     x, k, lam = primals
     h, *tau = _threshold(link, *primals)
     n = x.shape[-1]
-    terms = link.terms(Pair(*tau).gap(x), tau[0], lam)
+    if link.steep:
+        terms = link.slopes(h, tau[0], lam)
+    else:
+        terms = link.terms(Pair(*tau).gap(x), tau[0], lam)
     total = row_sum(terms.dtau)
     inner = total < 0
     total = jnp.where(inner, total, 0 * tau[0] - jnp.inf)  # divides to 0, or to NaN in rows of NaN
@@ -108,7 +118,7 @@ def _statistics(x, k) -> Row:
     return Row(n, jnp.where(k < n, k, count / 2), mean, deviation)
 
 
-def _search(link, x, row: Row, k, lam) -> Pair:
+def _search(link, x, row: Row, k, lam, limit) -> Pair:
     """Returns the root, by Newton inside a bracket: the link's own step while it stays inside."""
     zero = jnp.zeros_like(row.mean + k + lam)  # of all three's place on a mesh
     eps = jnp.finfo(x.dtype).eps
@@ -116,7 +126,7 @@ def _search(link, x, row: Row, k, lam) -> Pair:
 
     def unfinished(carry):
         search, passes = carry
-        return (passes < MAX_PASSES) & ~search.done.all()
+        return (passes < limit) & ~search.done.all()
 
     def improve(carry):
         search, passes = carry
@@ -128,17 +138,19 @@ def _search(link, x, row: Row, k, lam) -> Pair:
         below = jnp.where(under, step.excess, search.below)
         newton = tau.plus(step.move)
         # A threshold may be any offset from a float, but else the ends are not tried again.
-        inside = (low < newton.high) & (newton.high < high)  # false for NaN
-        inside |= jnp.abs(step.move) <= 4 * eps * jnp.abs(tau.high)
+        tiny = jnp.abs(step.move) <= 4 * eps * jnp.abs(tau.high)
+        inside = ((low < newton.high) & (newton.high < high)) | tiny  # false for NaN
+        # Bisection knows floats alone: it would lose what steps below them have found.
+        kept = inside & (~_in_turn(passes) | (tiny & (passes < 4 * PATIENCE)))
         small = jnp.abs(step.move) <= 4 * eps * step.width
         # The negation is true for NaN, which no iteration mends.
         converged = small | ~(jnp.abs(step.excess) > jnp.maximum(enough, step.noise))
-        there = newton.where(inside & ~search.done, tau)
-        found = _Search(there, low, high, above, below, search.done | converged)
-        turn = partial(_turn, link, x, lam, step, inside, passes)
-        lost = ~(inside & ~_in_turn(passes) | found.done)
-        there, done = jax.lax.cond(lost.any(), turn, lambda found: (found.tau, found.done), found)
-        return found._replace(tau=there, done=done), passes + 1
+        moved = newton.where(inside & ~search.done, tau)
+        search = _Search(moved, low, high, above, below, search.done | converged)
+        turn = partial(_turn, link, x, lam, step, inside, kept, passes)
+        lost = ~(kept | search.done)
+        tau, done = jax.lax.cond(lost.any(), turn, lambda search: (search.tau, search.done), search)
+        return search._replace(tau=tau, done=done), passes + 1
 
     low, high, start = (zero + bound for bound in link.bracket(row, lam))
     inside = (low < start) & (start < high)
@@ -151,38 +163,37 @@ def _search(link, x, row: Row, k, lam) -> Pair:
 
 
 def _in_turn(passes):
-    """Is it time to bisect, come what may? So no row can crawl."""
-    return (passes >= 12) & (passes % 3 == 2)
+    """Tells whether every row bisects in this pass, so that none can crawl."""
+    return (passes >= PATIENCE) & (passes % 3 == 2)
 
 
-def _turn(link, x, lam, step, inside, passes, found: _Search):
-    """Where the link's own step is no use: the secant, the next item or bisection, in turns."""
-    low, high, zero = found.low, found.high, jnp.zeros_like(found.low)
+def _turn(link, x, lam, step, inside, kept, passes, search: _Search):
+    """Takes the secant, the next item or bisection, in turns, where the link's step is not kept."""
+    low, high, zero = search.low, search.high, jnp.zeros_like(search.low)
     free = ~_in_turn(passes)
-    lost = ~found.done & ~(inside & free)
-    share = found.above / (found.above - found.below)  # 0 or NaN where an end is only a bound
+    lost = ~search.done & ~kept
+    share = search.above / (search.above - search.below)  # 0 or NaN where an end is only a bound
     secant = Pair(low, zero).plus((high - low) * share)
     straight = (passes % 2 == 0) & free & (share > 0) & (secant.high < high)
-    middle = Pair(_middle(low, high, step.width), zero)
-    there = secant.where(straight, middle)
+    tau = secant.where(straight, Pair(_middle(low, high, step.width), zero))
     # It costs a pass of its own, so not for what the secant may mend.
     idle = lost & jnp.isnan(step.move) & free & ((passes % 2 == 1) | (passes > 4))
     next_item = partial(_next_item, link, x, lam)
-    item = jax.lax.cond(idle.any(), next_item, lambda *_: there, found.tau, step)
+    item = jax.lax.cond(idle.any(), next_item, lambda *_: tau, search.tau, step)
     near = idle & (low <= item.high) & (item.high <= high)
-    there = item.where(near, there)
-    stuck = ~near & ~straight & ~((low < there.high) & (there.high < high))
-    return there.where(lost & ~stuck, found.tau), found.done | (lost & stuck & ~inside)
+    tau = item.where(near, tau)
+    stuck = ~near & ~straight & ~((low < tau.high) & (tau.high < high))
+    return tau.where(lost & ~stuck, search.tau), search.done | (lost & stuck & ~inside)
 
 
 def _middle(low, high, width):
-    """A point between: half way where the bracket is narrow, else half way in order of floats."""
+    """Returns a point between: half way if the bracket is narrow, else half way in float order."""
     half = low / 2 + high / 2
     return jnp.where(high - low <= 1000 * width, half, middle_float(low, high))
 
 
 def _next_item(link, x, lam, tau: Pair, step) -> Pair:
-    """The threshold that has the next item inside the link: the one below, or the least whole one.
+    """Returns the threshold that has the next item inside: the one below, or the least whole one.
 
     With a narrow link this is the last step of a selection, which bisection takes one bit a pass.
     """

@@ -13,6 +13,7 @@ exact zeros. p = 2 is piecewise linear, p = 4/3 continuously differentiable. Wit
 
 import jax.numpy as jnp
 
+from isotonic.cap_link import CapLink
 from isotonic.power_links import MagnitudeLink, MaskLink
 from isotonic.threshold import threshold
 from routers.operands import check_norm, nan_rows, rows
@@ -49,7 +50,8 @@ def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
     p = check_norm(p)
     x, k, lam, restore = rows(x, k, strength, axis)
     if solver == "threshold":
-        return restore(threshold(MaskLink(p), x, k, lam).h)
+        link = CapLink(p) if p < 1.125 else MaskLink(p)
+        return restore(threshold(link, x, k, lam).h)
     return restore(project_rows(nan_rows(x, k, lam), _top(k, x), lam, p, solver)[0])
 
 
