@@ -67,7 +67,7 @@ def exact_magnitude(x, k, lam, p):
 
 
 def _from_the_lowest(x, k, lam, p, cap):
-    """h where the lowest selected item has the power y: y, over the cap at which items are whole."""
+    """h, the lowest selected item and its power y; items whose powers reach the cap are whole."""
     p = WIDE(p)
 
     def selected(item, y):
