@@ -16,8 +16,8 @@ from isotonic.rows import count_inside, row_sum
 class PowerLink:
     """What the two links share: items strictly inside the link are powers u^(q-1) of 0 < u < 1.
 
-    Steep ones, of p > 2, have two methods more, for `isotonic.steep`: `slopes`, their terms from h,
-    and `cap`: what divides the power y of the lowest selected item, and its derivative in y.
+    Steep ones, of p > 2, have more, for `isotonic.steep`: `slopes`, their terms from h; `cap`, what
+    divides the power y of the lowest selected item, and its derivative in y; and `passes`.
     """
 
     p: float
@@ -99,6 +99,7 @@ class MaskLink(PowerLink):
     """F(u) = clip(u, 0, 1)^(q-1) at u = (x - tau)/lam: the p-norm relaxation of the top-k mask."""
 
     p: float
+    passes = 12  # of a search that only has to tell where about the root of a steep link is
 
     def bracket(self, row: Row, lam):
         low, high = row.bounds(row.k)
@@ -147,6 +148,7 @@ class MagnitudeLink(PowerLink):
     """
 
     p: float
+    passes = 60  # as for the mask, but where tau is far below the items no other root is as good
 
     def bracket(self, row: Row, lam):
         _, high = row.bounds(row.k)

@@ -15,19 +15,17 @@ from isotonic.powers import power
 from isotonic.roots import falling_root
 from isotonic.rows import Pair, middle_float, row_sum
 
-GUESSING = 12  # passes of a search that has but to tell about where the root is
-
 
 def steep_root(link, x, k, lam, guess):
     """Returns the selections h `[..., n]` and the threshold, a pair, of rows that add up to k.
 
-    `guess` `[...]` is a threshold near the root, NaN where the row shall be NaN.
+    `guess` is a threshold, a pair `[...]`, near the root; NaN where the row shall be NaN.
     """
-    zero = jnp.zeros_like(k + lam + x.max(-1) + guess)
+    zero = jnp.zeros_like(k + lam + x.max(-1) + guess.high)
     count = row_sum((x > -jnp.inf).astype(x.dtype))
-    every, wrong = k >= count, jnp.isnan(guess)
+    every, wrong = k >= count, jnp.isnan(guess.high)
     settled = every | wrong
-    item = _lowest_selected(link, x, k, lam, guess + zero, settled)
+    item = _lowest_selected(link, x, k, lam, guess.high + zero, settled)
     item = jnp.where(settled, 0, item)
     tied, selected = (
         jnp.maximum(row_sum(where.astype(x.dtype)), 1)
@@ -45,6 +43,10 @@ def steep_root(link, x, k, lam, guess):
     y = falling_root(missing, most, zero, most, cap * k / selected, found=settled)
     h, _ = selections(link, x, item, y, lam)
     tau = Pair(item, zero).plus(-lam * power(y, link.p - 1))
+    # A cap that is far below the item has lost its digits in y: there the threshold keeps them.
+    far = link.cap(item, y, lam)[0] < cap / 2
+    tau = guess.where(far, tau)
+    h = jnp.where(far[..., None], link.terms(guess.gap(x), guess.high, lam).h, h)
     least = Pair(zero + jnp.finfo(x.dtype).min, zero)
     tau = least.where(every, tau).where(~wrong, Pair(zero + jnp.nan, zero))
     h = jnp.where(every[..., None], (x > -jnp.inf).astype(x.dtype), h)

@@ -14,7 +14,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from isotonic.links import Link, Row
 from isotonic.rows import Pair, middle_float, over_row, per_row, row_sum
-from isotonic.steep import GUESSING, steep_root
+from isotonic.steep import steep_root
 
 MAX_PASSES = 300  # never reached: bisection of a float64 alone takes fewer; most rows take 3 to 5
 PATIENCE = 12  # passes before bisection is forced on rows that have not converged
@@ -73,8 +73,7 @@ def _solve(link, x, k, lam):
 def _threshold(link, x, k, lam):
     row = _statistics(x, k)
     if link.steep:
-        guess = _search(link, x, row, k, lam, GUESSING)
-        h, tau = steep_root(link, x, k, lam, guess.high)
+        h, tau = steep_root(link, x, k, lam, _search(link, x, row, k, lam, link.passes))
     else:
         tau = _search(link, x, row, k, lam, MAX_PASSES)
         h = link.terms(tau.gap(x), tau.high, lam).h
