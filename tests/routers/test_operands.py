@@ -85,7 +85,7 @@ def test_lists_whole_numbers_and_float16_are_scores(name):
 
 
 @pytest.mark.parametrize("operator", [sparse_topk_mask, sparse_topk_magnitude])
-@pytest.mark.parametrize("strength", [1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("strength", [1e-3, 1e-5])
 def test_float16_gradients_are_finite_on_ties(operator, strength):
     """Theirs are up to 1/strength, beyond the largest float16; then their directions are kept."""
 
