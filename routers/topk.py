@@ -65,7 +65,8 @@ def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis
     Entries well above the rest come back unchanged, those well below are exactly 0, and those in
     between are shrunk. Hard top-k where |x|_(k) >= |x|_(k+1) + lam |x|_(k+1)^(p-1).
 
-    Arguments, errors and derivatives as for `sparse_topk_mask`, except that x must be finite.
+    Arguments, errors and derivatives as for `sparse_topk_mask`, except that x must be
+    finite and p from 1.1 to 4.
 
     Returns:
       The shrunk x, of x's shape and dtype.
@@ -73,6 +74,11 @@ def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis
     Source: Sander et al. 2023, the relaxed top-k in magnitude (phi(x) = x^2/2).
     """
     p = check_norm(p)
+    if not 1.1 <= p <= 4:
+        why = (
+            "powers of the scores, which others take out of the range of floats or of their digits"
+        )
+        raise ValueError(f"p must be from 1.1 to 4 for magnitudes, that divide by {why}; got {p}")
     x, k, lam, restore = rows(x, k, strength, axis)
     x = jnp.where(jnp.abs(x) < jnp.inf, x, jnp.nan)
     sign, a = jnp.sign(x), jnp.abs(x)
