@@ -15,7 +15,7 @@ from moe.loop import loop
 from moe.model import check, count_parameters
 from moe.progress import say
 from moe.run import Run, open_source, set_up
-from moe.upcycle import start_from_checkpoint, write_origin
+from moe.upcycle import find_source, start_from_checkpoint, write_origin
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, extend: bool = False) -> dict[str, float]:
@@ -72,6 +72,8 @@ def _prepare(config: ConfigDict, workdir: pathlib.Path, extend: bool):
     eval_source = open_source(config, config.data.eval_split)
     run = set_up(config, train_source)
     workdirs.check_config(run.config, workdir, extend)
+    if config.init.workdir and not workdirs.saved_steps(workdir):
+        find_source(run)
     step_fn = run.train_step
     sums = _sums(run, step_fn)
     workdirs.check_space(run.config, workdir, (run.abstract_state(), sums))

@@ -22,7 +22,7 @@ from moe.errors import UsageError
 from moe.progress import say
 from moe.run import Run, set_up
 from moe.step import State
-from moe.workdir import saved_config
+from moe.workdir import saved_config, saved_steps
 
 # Of an expert, [E, ...], and of the dense MLP that it starts as.
 EXPERTS = {
@@ -51,7 +51,7 @@ def start_from_checkpoint(run: Run, state: State) -> tuple[State, dict]:
       UsageError: no run or checkpoint is there, or the sizes of the two models differ.
     """
     directory, wanted = pathlib.Path(run.config.init.workdir), run.config.init.step
-    source, origins = together(lambda: _check(run))
+    source, origins = together(lambda: find_source(run))
     checkpoints = Checkpoints(directory / "checkpoints", read_only=True)
     key = "ema" if source.config.optimizer.ema_decay else "params"
     saved, step, damaged = checkpoints.restore_newest(
@@ -86,8 +86,20 @@ def write_origin(origin: dict | None, workdir: pathlib.Path) -> None:
     (workdir / "init.json").write_text(json.dumps(origin, indent=2) + "\n")
 
 
-def _check(run: Run) -> tuple[Run, dict[str, str]]:
-    source = _source(run)
+def find_source(run: Run) -> tuple[Run, dict[str, str]]:
+    """Returns the run of `config.init.workdir`, and each parameter's origin; reads no array.
+
+    Raises:
+      UsageError: no run or checkpoint is there, or the sizes of the two models differ.
+    """
+    source, init = _source(run), run.config.init
+    steps = saved_steps(pathlib.Path(init.workdir))
+    if not steps or (init.step >= 0 and init.step not in steps):
+        step = f"of step {init.step} " if steps else ""
+        raise UsageError(
+            f"config.init.workdir={init.workdir} has no checkpoint {step}to start from: "
+            f"it has {steps}"
+        )
     return source, origin_of_each(run, source)
 
 

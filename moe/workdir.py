@@ -108,7 +108,7 @@ def check_space(config: ConfigDict, workdir: pathlib.Path, state) -> None:
     """
     size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
     kept = config.checkpoint.keep + 2  # the newest, the best, and the one being written
-    saved = len(list((workdir / "checkpoints").glob("[0-9]*")))
+    saved = len(saved_steps(workdir))
     needed = size * max(1, kept - saved)
     place = workdir.absolute()
     while not place.exists():
@@ -144,8 +144,13 @@ def opened(config: ConfigDict, workdir: pathlib.Path, extend: bool = False):
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
     """Tells whether there is a checkpoint to go on from; all processes get process 0's answer."""
-    steps = [d for d in (workdir / "checkpoints").glob("[0-9]*") if d.name.isdigit()]
-    return bool(first_text("yes" if steps and is_first() else ""))
+    return bool(first_text("yes" if saved_steps(workdir) and is_first() else ""))
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps that have a checkpoint, as this process sees them."""
+    names = (place.name for place in (workdir / "checkpoints").glob("[0-9]*"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def last_evaluation(workdir: pathlib.Path, step: int) -> dict[str, float]:
