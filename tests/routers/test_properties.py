@@ -126,5 +126,5 @@ def test_magnitudes_are_the_exact_ones_above_two(p, dtype):
 
 @pytest.mark.parametrize("p", [1.01, 4.1, 100.0])
 def test_magnitudes_of_other_p_are_refused(p):
-    with pytest.raises(ValueError, match="p must be from 1.1 to 4 for magnitudes"):
+    with pytest.raises(ValueError, match=r"p must be from 1\.1 to 4 for magnitudes"):
         sparse_topk_magnitude(np.ones(5, np.float32), 2, p=p)
