@@ -9,7 +9,7 @@
 #   --grace=SECONDS     before the limit the run is told to save and stop; default 120
 #   --cpus=N            CPU cores of each process, for reading data
 #   --partition=NAME, --account=NAME, --qos=NAME, --constraint=NAME, --mem=SIZE   as sbatch has them
-#   --python=FILE       default .venv/bin/python: pip install 'permoe[cuda]' put JAX there
+#   --python=FILE       default .venv/bin/python: pip install -e '.[cuda]' put JAX there
 #   --dry-run           print the command, do nothing
 #
 # DIR is on a file system that all nodes share. The same command again continues the run.
