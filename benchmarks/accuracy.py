@@ -15,7 +15,7 @@ SHOW += ("rows_that_differ", "result")
 
 
 def tables(quick: bool) -> list[Table]:
-    """One row for each size, p and strength."""
+    """Returns one row for each size, p and strength."""
     sizes = SIZES[:1] if quick else [*SIZES, Size(1, 1_000_000, 100_000)]
     rows = [row for size in sizes for row in check(size)]
     failed = sum(row["result"] != "pass" for row in rows)

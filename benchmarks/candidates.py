@@ -23,7 +23,7 @@ class Problem(NamedTuple):
 
 
 def hard_router(x, k):
-    """Softmax, its k largest, zeros elsewhere: what a sparse mask stands in for."""
+    """Returns the k largest of the softmax and zeros elsewhere; a sparse mask replaces it."""
     value, index = jax.lax.top_k(jax.nn.softmax(x), k)
     rows = jnp.arange(x.shape[0])[:, None]
     return jnp.zeros_like(x).at[rows, index].set(value)
@@ -164,7 +164,7 @@ def _peers() -> list[Candidate]:
 
 
 def simplex_candidates() -> list[Candidate]:
-    """Sparsemax and 1.5-entmax: masks that add up to 1."""
+    """Returns the candidates for sparsemax and 1.5-entmax, masks that add up to 1."""
     peers = [("sparsemax", "mask p=2"), ("sparsemax_bisect", "mask p=2")]
     peers += [("entmax15", "entmax 1.5"), ("entmax_bisect", "entmax 1.5")]
     return [

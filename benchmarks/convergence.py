@@ -68,7 +68,7 @@ def _pav_steps(y) -> int:
 
 
 def plot(tables: list[Table], out) -> None:
-    """convergence.png: a panel for each size."""
+    """Draws convergence.png, with a panel for each size."""
     rows = [row for row in tables[0].rows if row["error"] is not None]
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     figure, axes = panels([size.split("x")[1] for size in sizes], "steps", "largest error")

@@ -13,7 +13,7 @@ PACKAGES += ["ott-jax", "torch", "entmax"]
 
 
 def describe() -> dict[str, str]:
-    """Name and value of each fact, for the head of a report."""
+    """Returns the name and value of each fact, for the head of a report."""
     devices = jax.devices()
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return {
@@ -27,7 +27,7 @@ def describe() -> dict[str, str]:
 
 
 def version(package: str) -> str:
-    """Of an installed package, else "not installed"."""
+    """Returns the version of an installed package, else "not installed"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -35,7 +35,7 @@ def version(package: str) -> str:
 
 
 def commit() -> str:
-    """Hash of the checked-out commit, and "dirty" if files differ from it."""
+    """Returns the hash of the checked-out commit, and "dirty" if files differ from it."""
     root = pathlib.Path(__file__).parent.parent
 
     def git(*words):

@@ -98,7 +98,7 @@ def _moe(problem: Problem, router: str, dispatch: str) -> nnx.Module:
 
 
 def _run(layer: nnx.Module, problem: Problem):
-    """The compiled call: the output, and the derivatives."""
+    """Returns the compiled call that makes the output and the derivatives."""
     graphdef, params = nnx.split(layer)
 
     def loss(params, x, direction):

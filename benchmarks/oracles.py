@@ -16,7 +16,7 @@ class Exact(NamedTuple):
 
 
 def _power(p):
-    """y = clip(u, 0, 1)^(q-1) with q - 1 = 1/(p - 1), and its slope."""
+    """Returns y = clip(u, 0, 1)^(q-1) with q - 1 = 1/(p - 1), and its slope."""
     e = round(1 / (p - 1))
 
     def link(u):
@@ -48,7 +48,7 @@ LINKS |= {"laplace": _laplace(), "logistic": _logistic()}
 
 
 def bisect(total, low, high):
-    """Where the decreasing `total(t)`, one value a row, crosses zero: to the last bit."""
+    """Returns where the decreasing `total(t)`, one value a row, crosses zero, to the last bit."""
     for _ in range(200):
         middle = low + (high - low) / 2
         if not ((low < middle) & (middle < high)).any():
@@ -59,7 +59,7 @@ def bisect(total, low, high):
 
 
 def mask(x, c, k, link, lam=1.0):
-    """y = F((x - tau)/lam) with sum y = k, for the link F of that name."""
+    """Returns y = F((x - tau)/lam) with sum y = k, for the link F of that name."""
     f, slope = LINKS[link]
     x = x.astype(np.float64)
     reach = lam if link.startswith("p") else 800 * lam
@@ -78,7 +78,7 @@ def mask(x, c, k, link, lam=1.0):
 
 
 def magnitude(x, c, k, lam=1.0):
-    """Top-k in magnitude, p = 2: sum_i clip((|x_i| - t)/(lam t), 0, 1) = k."""
+    """Returns top-k in magnitude for p = 2, where sum_i clip((|x_i| - t)/(lam t), 0, 1) = k."""
     x, c = x.astype(np.float64), c.astype(np.float64)
     sign, a = np.sign(x), np.abs(x)
     high = a.max(-1)
@@ -97,7 +97,7 @@ def magnitude(x, c, k, lam=1.0):
 
 
 def midpoint(x, c, k, lam=1.0):
-    """Sigmoid of x minus the midpoint of its k-th and (k+1)-th largest."""
+    """Returns the sigmoid of x minus the midpoint of its k-th and (k+1)-th largest."""
     f, slope = LINKS["logistic"]
     x, c = x.astype(np.float64), c.astype(np.float64)
     edge = np.argsort(-x, axis=-1, kind="stable")[:, k - 1 : k + 1]
@@ -111,7 +111,7 @@ def midpoint(x, c, k, lam=1.0):
 
 
 def hard(x, c, k):
-    """The softmax of x at its k largest places, zero elsewhere."""
+    """Returns the softmax of x at its k largest places, zero elsewhere."""
     x, c = x.astype(np.float64), c.astype(np.float64)
     e = np.exp(x - x.max(-1, keepdims=True))
     probability = e / e.sum(-1, keepdims=True)

@@ -16,7 +16,7 @@ SWEEPS = 500
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def dykstra_fit(y, sweeps=SWEEPS):
-    """The decreasing fit to y `[..., n]` after that many sweeps, whatever its residual."""
+    """Returns the decreasing fit to y `[..., n]` after that many sweeps, whatever its residual."""
     return dykstra(y, jnp.ones_like(y), tol=0.0, max_iter=sweeps).v
 
 
@@ -33,7 +33,7 @@ dykstra_fit.defvjp(_forward, _backward)
 
 
 def dykstra_mask(x, k, sweeps=SWEEPS):
-    """Relaxed top-k mask of x `[..., n]` for p = 2 and strength 1."""
+    """Returns the relaxed top-k mask of x `[..., n]` for p = 2 and strength 1."""
     order = jnp.argsort(-x, axis=-1)
     s = jnp.take_along_axis(x, order, -1)
     w = (jnp.arange(x.shape[-1]) < k).astype(x.dtype)

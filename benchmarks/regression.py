@@ -27,25 +27,25 @@ NOTE = (
 
 
 class Problem(NamedTuple):
-    """Data y and a direction c, float32 `[rows, n]`."""
+    """Holds data y and a direction c, float32 `[rows, n]`."""
 
     y: np.ndarray
     c: np.ndarray
 
 
 def noise(rng, rows, n):
-    """Nothing to fit: a few wide pools."""
+    """Makes noise, with nothing to fit: a few wide pools."""
     return rng.standard_normal((rows, n))
 
 
 def nearly_sorted(rng, rows, n):
-    """Sorted scores minus (n, ..., 1)/n, as in soft ranking: many small pools."""
+    """Makes sorted scores minus (n, ..., 1)/n, as in soft ranking: many small pools."""
     s = -np.sort(-rng.standard_normal((rows, n)), axis=-1)
     return s - np.arange(n, 0, -1) / n
 
 
 def top_k(rng, rows, n):
-    """Sorted scores minus n/8 ones, as behind a top-k mask: a single pool."""
+    """Makes sorted scores minus n/8 ones, as behind a top-k mask: a single pool."""
     s = -np.sort(-rng.standard_normal((rows, n)), axis=-1)
     return s - (np.arange(n) < n // 8)
 
@@ -75,7 +75,7 @@ def candidates() -> list[Candidate]:
 
 
 def forward_only() -> list[Candidate]:
-    """Without the sums over blocks of the derivative, which all solvers of ours share."""
+    """Leaves out the sums over blocks of the derivative, which all solvers of ours share."""
     from isotonic.blocks import Fit
     from isotonic.dykstra import dykstra
     from isotonic.merge import merge, merge_segments
@@ -155,7 +155,7 @@ def _jaxopt():
 
 
 def exact(task: Problem):
-    """Fit and J^T c by scipy in float64; without scipy by scikit-learn."""
+    """Returns the fit and J^T c by scipy in float64; without scipy by scikit-learn."""
     y, c = task.y.astype(np.float64), task.c.astype(np.float64)
     try:
         solve = _scipy()
@@ -169,7 +169,7 @@ def exact(task: Problem):
 
 
 def tables(quick: bool) -> list[Table]:
-    """Every candidate on every input and shape."""
+    """Returns a row for every candidate on every input and shape."""
     shapes, budget = (SHAPES[:1], 0.3) if quick else (SHAPES, 2.0)
     found = candidates()  # once, so that each compiles once for all inputs of a shape
     rows = [
@@ -183,7 +183,7 @@ def tables(quick: bool) -> list[Table]:
 
 
 def compare(found, name: str, shape, budget: float) -> list[dict]:
-    """A row for each candidate on one input."""
+    """Returns a row for each candidate on one input."""
     rng = np.random.default_rng(0)
     y = INPUTS[name](rng, *shape).astype(np.float32)
     task = Problem(y, rng.standard_normal(shape, np.float32))
@@ -208,7 +208,7 @@ def compare(found, name: str, shape, budget: float) -> list[dict]:
 
 
 def plot(tables: list[Table], out) -> None:
-    """regression.png: nanoseconds a point against the length of a row."""
+    """Draws regression.png, nanoseconds a point against the length of a row."""
     rows = [row for row in tables[0].rows if "ms" in row]
     figure, axes = panels(list(INPUTS), "length of a row, n", "ns per point")
     for axis, title in zip(axes, INPUTS, strict=True):

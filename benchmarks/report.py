@@ -34,7 +34,7 @@ def write_csv(table: Table, out: pathlib.Path) -> None:
 
 
 def markdown(table: Table) -> str:
-    """A heading, the note, and the table."""
+    """Returns a heading, the note and the table."""
     lines = [f"## {table.title}", "", table.note, "", _line(table.show)]
     lines.append(_line("---" for _ in table.show))
     lines += [_line(_text(row.get(column)) for column in table.show) for row in table.rows]
@@ -57,7 +57,7 @@ def _text(value) -> str:
 
 
 def styles(names) -> dict[str, dict]:
-    """A colour and a kind of line for each name, the same in every panel."""
+    """Returns a colour and a kind of line for each name, the same in every panel."""
     colours = plt.get_cmap("tab10").colors
     return {
         name: {"color": colours[i % 10], "linestyle": SOLID_THEN_DASHED[i // 10 % 3]}
@@ -66,7 +66,7 @@ def styles(names) -> dict[str, dict]:
 
 
 def panels(titles, xlabel: str, ylabel: str):
-    """A figure with one log-log panel for each title, and a list of their axes."""
+    """Makes a figure with one log-log panel for each title, and returns it with their axes."""
     columns = 3 if len(titles) == 3 else min(2, len(titles))
     lines = -(-len(titles) // columns)
     figure, axes = plt.subplots(

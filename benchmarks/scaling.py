@@ -11,7 +11,7 @@ NAMES += ("torch.topk, hard",)
 
 
 def tables(quick: bool) -> list[Table]:
-    """The chosen candidates at n = 16, 64, ..., 65536."""
+    """Returns rows of the chosen candidates at n = 16, 64, ..., 65536."""
     scores, lengths = (2**12, (16, 64)) if quick else (SCORES, [4**i for i in range(2, 9)])
     sizes = [Size(max(1, scores // n), n, max(2, n // 8)) for n in lengths]
     found = [c for c in candidates() if c.name in NAMES]
@@ -21,7 +21,7 @@ def tables(quick: bool) -> list[Table]:
 
 
 def plot(tables: list[Table], out) -> None:
-    """scaling.png: milliseconds against n."""
+    """Draws scaling.png, milliseconds against n."""
     rows = [row for row in tables[0].rows if "ms" in row]
     scores = rows[0]["rows"] * rows[0]["n"]
     figure, axes = panels(

@@ -17,7 +17,7 @@ MAX_ROUNDS = 300
 
 
 class Candidate(NamedTuple):
-    """One way to solve a problem.
+    """Holds one way to solve a problem.
 
     `make(problem)` compiles and returns a function without arguments that solves the problem,
     waits for the result, and returns (value, gradient or None).
@@ -40,7 +40,7 @@ class Timing(NamedTuple):
 
 
 def compiled(function, *arguments):
-    """A call of a JAX function on fixed arguments, compiled, that waits for its result."""
+    """Returns a compiled call of a JAX function on fixed arguments that waits for its result."""
     arguments = jax.device_put(arguments)
     program = _program(function, tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments))
     return lambda: jax.block_until_ready(program(*arguments))
@@ -52,7 +52,7 @@ def _program(function, shapes):
 
 
 def with_gradient(function):
-    """(x, c) -> function(x) and its derivative in the direction c, backward."""
+    """Returns (x, c) -> function(x) and its derivative in the direction c, backward."""
 
     def both(x, c):
         y, pull = jax.vjp(function, x)
@@ -117,7 +117,7 @@ def _clock(run):
 
 
 def _first_line(error: Exception) -> str:
-    """What it says; where it quotes another error's traceback, what that one says."""
+    """Returns an error's first line; where it quotes another's traceback, that one's first line."""
     lines = str(error).strip().splitlines() or [""]
     quoted = [line for line in lines[1:] if re.match(r"[\w.]*(Error|Exception): ", line)]
     return (quoted[0] if quoted else f"{type(error).__name__}: {lines[0]}")[:120]
@@ -139,19 +139,19 @@ def summary(timing: Timing, reference: Timing | None = None) -> dict:
 
 
 def lower_quartile(seconds: list[float]) -> float:
-    """A quarter of the calls were faster."""
+    """Returns the time than which a quarter of the calls were faster."""
     return statistics.quantiles(seconds, n=4, method="inclusive")[0] if seconds[1:] else seconds[0]
 
 
 def device(runs_on: str) -> str:
-    """What a candidate computes on, in the words of its library."""
+    """Returns what a candidate computes on, in the words of its library."""
     if runs_on == "jax":
         return jax.devices()[0].device_kind
     return torch_device() if runs_on == "torch" else "cpu"
 
 
 def torch_device() -> str:
-    """Where PyTorch computes: "cuda" if JAX computes there too, else "cpu"."""
+    """Returns where PyTorch computes: "cuda" if JAX computes there too, else "cpu"."""
     if jax.default_backend() != "gpu" or importlib.util.find_spec("torch") is None:
         return "cpu"
     import torch

@@ -26,7 +26,7 @@ EXACT |= {
 
 
 class Size(NamedTuple):
-    """`only`: the names of the candidates that matter here; all of them if empty."""
+    """Holds a problem's size; `only` names the candidates that matter here, all if empty."""
 
     rows: int
     n: int
@@ -53,7 +53,7 @@ NOTE = (
 
 
 def tables(quick: bool) -> list[Table]:
-    """The masks, with geometric means over the sizes, and the simplex (k = 1)."""
+    """Returns the tables of the masks, with geometric means, and of the simplex (k = 1)."""
     sizes, budget = (QUICK_SIZES, 0.3) if quick else (SIZES, 12.0)
     rows = compare(candidates(), sizes, budget)
     means, pair = geometric_means(rows), [] if quick else compare(candidates(), [PAIR], budget)
@@ -70,7 +70,7 @@ def tables(quick: bool) -> list[Table]:
 
 
 def problem(size: Size, seed: int = 0) -> Problem:
-    """Normal scores and a normal direction."""
+    """Makes normal scores and a normal direction."""
     rng = np.random.default_rng(seed)
     shape = (2, size.rows, size.n)
     x, c = rng.standard_normal(shape, np.float32)
@@ -112,7 +112,7 @@ def _errors(candidate, output, exact, size) -> dict:
 
 
 def geometric_means(rows) -> list[dict]:
-    """Of each candidate's ratios over the sizes that it was timed at."""
+    """Returns the mean of each candidate's ratios over the sizes that it was timed at."""
     sizes = len({row["size"] for row in rows})
     means = []
     for name in dict.fromkeys(row["candidate"] for row in rows):
@@ -126,7 +126,7 @@ def geometric_means(rows) -> list[dict]:
 
 
 def overview(rows, means) -> Table:
-    """A line for each candidate, a column for each size."""
+    """Returns a line for each candidate, with a column for each size."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     lines = {row["candidate"]: {"candidate": row["candidate"]} for row in rows}
     for row in rows:
@@ -142,7 +142,7 @@ def overview(rows, means) -> Table:
 
 
 def _times_faster(pair) -> str:
-    """What the largest comparison with the paper's solver says."""
+    """Returns a sentence on the largest comparison with the paper's solver."""
     ms = {row["candidate"]: row["ms"] for row in pair if "ms" in row}
     slow, fast = ms.get("dykstra 500, p=2"), ms.get("mask p=2")
     if not (slow and fast):

@@ -21,7 +21,7 @@ COLOURS = {"hard": "0.55", "p = 2": "C0", "p = 4/3": "C3"}
 
 
 def curves(operator, s):
-    """The first entry of the operator at (s, others), for each s, and its derivative in s."""
+    """Returns the operator's first entry at (s, others), for each s, and its derivative in s."""
     rows = jnp.stack([s, *(jnp.full_like(s, other) for other in OTHERS)], -1)
     for name, p in (("p = 2", 2.0), ("p = 4/3", 4 / 3)):
 
