@@ -63,7 +63,7 @@ class TopK(Router):
         aux_loss = functools.partial(self._aux_loss, has_noise)
         if self.vmoe_losses:
             aux_loss = losses.by_group(aux_loss)
-        order = -(rank * x_GTD.shape[1] + jnp.arange(x_GTD.shape[1])[:, None])
+        order = -(rank * x_GTD.shape[1] + jnp.arange(x_GTD.shape[1])[None, :, None])
         return Routing(
             weights=jnp.where(chosen, probs, 0),
             priority=None if self.batch_priority else order,
