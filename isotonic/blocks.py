@@ -43,7 +43,7 @@ def block_sum(x, block):
 
 
 def block_starts(pooled):
-    """Return blocks `[..., n]`, as in `Fit`, from flags `[..., n-1]` that pool i with i + 1."""
+    """Returns blocks `[..., n]`, as in `Fit`, from flags `[..., n-1]` that pool i with i + 1."""
     n = pooled.shape[-1] + 1
     index = jnp.broadcast_to(jnp.arange(1, n, dtype=jnp.int32), pooled.shape)
     first = jnp.zeros((*pooled.shape[:-1], 1), jnp.int32)
@@ -52,7 +52,7 @@ def block_starts(pooled):
 
 
 def positions(x):
-    """Return 0, 1, ..., n - 1 along the last axis, int32 of x's shape.
+    """Returns 0, 1, ..., n - 1 along the last axis, int32 of x's shape.
 
     They vary over the devices of a `jax.shard_map` as x does, as a loop that carries both needs.
     """
@@ -61,7 +61,7 @@ def positions(x):
 
 
 def on_any_mesh(solve):
-    """Return the solver, a function of rows, with explicit axes of a mesh left to the compiler.
+    """Returns the solver, a function of rows, with explicit axes of a mesh left to the compiler.
 
     A loop over rows may not split them where their sharding is part of their type.
     """

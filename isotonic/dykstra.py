@@ -34,7 +34,7 @@ class _State(NamedTuple):
 def dykstra(
     y, w, offset: Offset | None = None, *, tol: float = 1e-6, max_iter: int = 5_000
 ) -> DykstraFit:
-    r"""Solve  argmin_{v_1 >= ... >= v_n}  1/2 \sum_i w_i (y_i - v_i)^2  along the last axis.
+    r"""Solves  argmin_{v_1 >= ... >= v_n}  1/2 \sum_i w_i (y_i - v_i)^2  along the last axis.
 
     Projects in turn onto {v_1 >= v_2, v_3 >= v_4, ...} and {v_2 >= v_3, v_4 >= v_5, ...}: each
     averages all its violating pairs at once, after adding back the correction that the same
@@ -62,7 +62,7 @@ def dykstra(
     fall = 0 if offset is None else -jnp.diff(offset.x) / offset.unit
 
     def rise(v):
-        """Return how far each value lies above the one before it."""
+        """Returns how far each value lies above the one before it."""
         return jnp.where(v[..., 1:] > -jnp.inf, v[..., 1:] - v[..., :-1] - fall, -jnp.inf)
 
     def unfinished(state):
@@ -88,7 +88,7 @@ def dykstra(
 
 
 def dykstra_or_warn(y, w, offset: Offset | None = None) -> Fit:
-    """Solve as `dykstra` does, and warn, also from compiled code, of rows that did not converge."""
+    """Solves as `dykstra` does; warns, also from compiled code, of rows that did not converge."""
     fit = dykstra(y, w, offset)
     jax.debug.callback(_warn, fit.residual, fit.converged)
     return Fit(fit.v, fit.block)
@@ -105,7 +105,7 @@ def _warn(residual, converged):
 
 
 def _project(v, dual, rise, w, pairs):
-    """Project v plus its corrections, weighted, onto {v_i >= v_(i+1) : i in pairs}.
+    """Projects v plus its corrections, weighted, onto {v_i >= v_(i+1) : i in pairs}.
 
     Adding back a pair's correction and averaging it if it still violates is the same as raising
     its multiplier by what closes the gap, but not below zero.
@@ -121,7 +121,7 @@ def _project(v, dual, rise, w, pairs):
 
 
 def _residual(rise, dual):
-    """Return the largest rise, or lack of equality where the multiplier is positive.
+    """Returns the largest rise, or lack of equality where the multiplier is positive.
 
     The other optimality conditions (stationarity and the multipliers' sign) hold at every sweep.
     """

@@ -17,7 +17,7 @@ from isotonic.rows import row_sum
 
 
 class Terms(NamedTuple):
-    """A link's values and partial derivatives, each of the row's shape `[..., n]`."""
+    """Holds a link's values and partial derivatives, each of the row's shape `[..., n]`."""
 
     h: jax.Array  # selection of each item
     dx: jax.Array  # dh/dx at fixed tau, >= 0
@@ -26,7 +26,7 @@ class Terms(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What a search starts from, each of shape `[...]`; k < n."""
+    """Holds what a search starts from, each of shape `[...]`; k < n."""
 
     n: jax.Array  # number of items
     k: jax.Array  # sum of selections to reach
@@ -34,7 +34,7 @@ class Row(NamedTuple):
     deviation: jax.Array  # mean absolute deviation from the mean
 
     def bounds(self, k):
-        """(a, b): fewer than n - k items lie below a, and fewer than k above b.
+        """Returns (a, b): fewer than n - k items lie below a, and fewer than k above b.
 
         By Markov's inequality for the deviations of either sign, which add up to n deviation/2;
         with room for the rounding of the statistics.
@@ -45,7 +45,7 @@ class Row(NamedTuple):
         return self.mean - reach / (self.n - k) - room, self.mean + reach / k + room
 
     def normal_start(self, lam, mean, variance):
-        """The root of a row of normal items, for a link that is about normal itself.
+        """Returns the root of a row of normal items, for a link that is about normal itself.
 
         h = P(tau + lam V < x) with V of the given mean and variance, so that k/n is the
         probability that the normal variable x - lam V exceeds tau.
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a pass over a row tells of its root, each of shape `[...]`."""
+    """Holds what a pass over a row tells of its root, each of shape `[...]`."""
 
     excess: jax.Array  # sum h - k
     noise: jax.Array  # rounding error of excess
@@ -73,16 +73,16 @@ class Link(Protocol):
     steep: bool  # does it leave 0 with an infinite slope? Then see `isotonic.steep`
 
     def bracket(self, row: Row, lam):
-        """Thresholds (a, b, start) with the root between a and b."""
+        """Returns thresholds (a, b, start) with the root between a and b."""
 
     def terms(self, gap, tau, lam) -> Terms:
-        """Values at `gap` = x - tau `[..., n]`, computed by the solver without cancellation."""
+        """Returns the values at `gap` = x - tau `[..., n]`, which has no cancellation."""
 
     def half_width(self, item, lam):
-        """How far below an item the threshold is that selects about half of it."""
+        """Returns how far below an item the threshold is that selects about half of it."""
 
     def step(self, gap, tau, k, lam) -> Step:
-        """One pass: sums over the row, and a Newton step of the best order they allow."""
+        """Makes one pass: sums over the row, and a Newton step of the best order they allow."""
 
 
 class DistributionLink:
@@ -120,7 +120,7 @@ class DistributionLink:
 
 @dataclass(frozen=True)
 class LogisticLink(DistributionLink):
-    """F(u) = 1/(1 + exp(-u)) at u = (x - tau)/lam: entropic optimal transport to two anchors."""
+    """Is F(u) = 1/(1 + exp(-u)), u = (x - tau)/lam: entropic optimal transport to two anchors."""
 
     variance = math.pi**2 / 3
 
@@ -137,7 +137,7 @@ class LogisticLink(DistributionLink):
 
 @dataclass(frozen=True)
 class LaplaceLink(DistributionLink):
-    """F(u) = exp(u)/2 for u < 0, else 1 - exp(-u)/2, at u = (x - tau)/lam: that of LapSum."""
+    """Is F(u) = exp(u)/2 for u < 0, else 1 - exp(-u)/2, at u = (x - tau)/lam, as in LapSum."""
 
     variance = 2.0
 

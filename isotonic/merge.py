@@ -22,7 +22,7 @@ CPU_LEAF = 256
 
 
 def merge(y, w, offset: Offset | None = None) -> Fit:
-    r"""Solve  argmin_{v_1 >= ... >= v_n}  1/2 \sum_i w_i (y_i - v_i)^2  along the last axis.
+    r"""Solves  argmin_{v_1 >= ... >= v_n}  1/2 \sum_i w_i (y_i - v_i)^2  along the last axis.
 
     Arguments, zero weights and result as for `isotonic.pav.pav`; the largest weight about 1.
     """
@@ -56,7 +56,7 @@ def merge(y, w, offset: Offset | None = None) -> Fit:
 
 
 def merge_pnorm(d, s, w, lam, *, p: float, magnitude: bool) -> Fit:
-    r"""Solve the problem of `isotonic.pnorm.isotonic_pnorm` along the last axis.
+    r"""Solves the problem of `isotonic.pnorm.isotonic_pnorm` along the last axis.
 
     Args:
       d: (s - v)/lam of each position as a block of its own, `[..., n]`; never pooled if infinite.
@@ -75,7 +75,7 @@ def merge_pnorm(d, s, w, lam, *, p: float, magnitude: bool) -> Fit:
 
 
 def pnorm_terms(p: float, magnitude: bool):
-    """Return the function that gives minus the derivative of each loss, and the slope of that.
+    """Returns the function that gives minus the derivative of each loss, and the slope of that.
 
     Its arguments are v, less s/lam and in units of lam, and s, w and lam.
     """
@@ -93,7 +93,7 @@ def pnorm_terms(p: float, magnitude: bool):
 
 
 def merge_segments(terms, fit: Fit, length: int, *data, offset=()) -> Fit:
-    """Merge solved segments of one length into a solution of the row.
+    """Merges solved segments of one length into a solution of the row.
 
     Args:
       terms: (v, *data) -> minus the derivative of each position's loss at v, and the derivative
@@ -121,7 +121,7 @@ def merge_segments(terms, fit: Fit, length: int, *data, offset=()) -> Fit:
 
 
 def _merge_pairs(terms, v, block, *rest):
-    """One level: v `[..., segments, 2 length]`, each half solved.
+    """Merges one level: v `[..., segments, 2 length]`, each half solved.
 
     A pool's value m is less the offset at the seam, `gap` lower than each position's own.
     """
@@ -147,7 +147,7 @@ def _merge_pairs(terms, v, block, *rest):
 
 
 def _pad(x, multiple: int, value):
-    """x `[..., n]` with its last axis filled up to a multiple."""
+    """Returns x `[..., n]` with its last axis filled up to a multiple."""
     missing = -x.shape[-1] % multiple
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)], constant_values=value)
 

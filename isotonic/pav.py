@@ -31,7 +31,7 @@ class Mean(NamedTuple):
 
 
 def pav(y, w, offset: Offset | None = None) -> Fit:
-    r"""Solve  argmin_{v_1 >= ... >= v_n}  1/2 \sum_i w_i (y_i - v_i)^2  along the last axis.
+    r"""Solves  argmin_{v_1 >= ... >= v_n}  1/2 \sum_i w_i (y_i - v_i)^2  along the last axis.
 
     Args:
       y: data `[..., n]`, n >= 1, float32 or float64. Entries of -inf are never pooled.
@@ -47,7 +47,7 @@ def pav(y, w, offset: Offset | None = None) -> Fit:
 
 def _pav_row(y, w, x=None, unit=None):
     def gap(left, right):
-        """Return how far the offset falls from one block's start to the other's."""
+        """Returns how far the offset falls from one block's start to the other's."""
         return 0 if x is None else (left.x - right.x) / unit[0]
 
     def violates(left: Mean, right: Mean):
@@ -104,7 +104,7 @@ def pool(blocks, merge, violates):
 
 
 def expand(*fields):
-    """Return the fields of its block at every position, from the stack that `pool` leaves.
+    """Returns the fields of its block at every position, from the stack that `pool` leaves.
 
     The first is `start`; the stack is read from the right.
     """
@@ -124,7 +124,7 @@ def expand(*fields):
 
 
 def over_rows(solve):
-    """Lift `solve`, a function of rows `[n]`, to arrays with equal leading axes, `[..., n]`.
+    """Lifts `solve`, a function of rows `[n]`, to arrays with equal leading axes, `[..., n]`.
 
     On CPU rows are solved one after another, as compiled scalar loops: 20 to 100 times faster
     than in lockstep, where every step is a dozen calls of small kernels. Elsewhere rows advance

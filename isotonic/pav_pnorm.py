@@ -52,7 +52,7 @@ class Elements(NamedTuple):
 
 
 def pav_pnorm(d, s, w, lam, *, p: float, magnitude: bool) -> Fit:
-    """Solve the problem of `isotonic.pnorm.isotonic_pnorm` along the last axis.
+    """Solves the problem of `isotonic.pnorm.isotonic_pnorm` along the last axis.
 
     For p in {3/2, 4/3} a merge costs O(1) and a row O(n). For another p a merge passes over
     the new block some five times, so that a row costs O(n) times the width of its pools.
@@ -82,7 +82,7 @@ def _row(d, s, w, lam, exponent, magnitude, by) -> Fit:
 
 
 def _distance(left, right, lam):
-    """Return how far s falls, in units of lam, from one block's start to that of the next."""
+    """Returns how far s falls, in units of lam, from one block's start to that of the next."""
     return (left.s - right.s) / lam
 
 
@@ -107,7 +107,7 @@ def _by_moments(d, s, w, lam, exponent, magnitude):
 
 
 def _polynomial_root(n, weight, mean, m2, m3, lam, exponent, magnitude):
-    """Solve for t >= 0 that gives a block the value mean - lam t:
+    """Solves for t >= 0 that gives a block the value mean - lam t:
 
     exponent 2:  t^2 + m2/n = b (mean - lam t) / n
     exponent 3:  t^3 + 3 (m2/n) t + m3/n = b (mean - lam t) / n
@@ -125,7 +125,7 @@ def _polynomial_root(n, weight, mean, m2, m3, lam, exponent, magnitude):
 
 
 def _cubic_root(a, b):
-    """Real root t of t^3 + 3 a t = b for a >= 0: Cardano's, free of cancellation and overflow.
+    """Returns the real root of t^3 + 3 a t = b, a >= 0, by Cardano, free of cancellation.
 
     With u = cbrt(b/2 + sqrt(b^2/4 + a^3)), t = u - a/u is written as b / (u^2 + a + (a/u)^2).
     """

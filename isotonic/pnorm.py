@@ -24,7 +24,7 @@ PNORM_SOLVERS = {"pav": pav_pnorm, "merge": merge_pnorm}
 
 
 def isotonic_pnorm(s, w, *, lam=1.0, p: float = 2.0, magnitude: bool = False, solver=None):
-    r"""Solve, with q = p/(p - 1), along the last axis
+    r"""Solves, with q = p/(p - 1), along the last axis
 
       argmin_{v_1 >= ... >= v_n}  ||s - v||_q^q / (q lam^(q-1)) + \sum_i w_i v_i          (mask)
       argmin_{v_1 >= ... >= v_n}  ||s - v||_q^q / (q lam^(q-1)) + 1/2 \sum_i w_i v_i^2   (magnitude)
@@ -70,7 +70,7 @@ def isotonic_pnorm(s, w, *, lam=1.0, p: float = 2.0, magnitude: bool = False, so
 
 
 def isotonic_dual(s, w, *, lam=1.0, p: float = 2.0, magnitude: bool = False, solver=None):
-    """Return d = (s - v)/lam of the solution v of `isotonic_pnorm`, to the rounding of w.
+    """Returns d = (s - v)/lam of the solution v of `isotonic_pnorm`, to the rounding of w.
 
     v holds few digits of it, or none, where max|s|/lam is large; here only differences of s enter.
     Arguments, derivatives and errors as there. d = 0 at absent items.
@@ -126,7 +126,7 @@ def _in_range(name, value, s, shape, low):
 
 
 def _fitted(s, w, lam, p, magnitude, solver):
-    """Return d and its blocks, with rows of NaN where an argument has one."""
+    """Returns d and its blocks, with rows of NaN where an argument has one."""
     fit = jax.jit(_fit, static_argnums=(0, 1, 2))  # so that eager calls do not retrace the loops
     d, block = on_any_mesh(partial(fit, solver, float(p), bool(magnitude)))(s, w, lam)
     wrong = (jnp.isnan(s) | jnp.isnan(w) | jnp.isnan(lam)).any(-1, keepdims=True)
@@ -134,13 +134,13 @@ def _fitted(s, w, lam, p, magnitude, solver):
 
 
 def _fit(solver, p, magnitude, s, w, lam):
-    """Return d and its blocks."""
+    """Returns d and its blocks."""
     d, block = _solve(solver, p, magnitude, *jax.lax.stop_gradient((s, w, lam)))
     return _differentiable(p, magnitude, d, block, s, w, lam), block
 
 
 def _solve(solver, p, magnitude, s, w, lam):
-    """Return d and its blocks, which are not differentiated."""
+    """Returns d and its blocks, which are not differentiated."""
     absent = s == -jnp.inf
     s = jnp.where(absent, 0, jnp.minimum(s, jnp.finfo(s.dtype).max))
     if p == 2:
@@ -161,7 +161,7 @@ def _solve(solver, p, magnitude, s, w, lam):
 
 
 def _alone(s, w, lam, p: float, magnitude: bool):
-    """Solve each position as a block of its own: d = (s - v)/lam, to all its digits."""
+    """Solves each position as a block of its own: d = (s - v)/lam, to all its digits."""
     exponent = conjugate_exponent(p)
     if not magnitude:
         return signed_power(w, 1 / exponent)
@@ -179,7 +179,7 @@ def _alone(s, w, lam, p: float, magnitude: bool):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _differentiable(p, magnitude, d, block, s, w, lam):
-    """Return d, the solution on these blocks, with its derivatives in s, w and lam."""
+    """Returns d, the solution on these blocks, with its derivatives in s, w and lam."""
     return d
 
 
@@ -209,12 +209,12 @@ def _differentiable_jvp(p, magnitude, primals, tangents):
 
 
 def _alone_in(block):
-    """Return which positions `[..., n]` are blocks of their own."""
+    """Returns which positions `[..., n]` are blocks of their own."""
     starts = block == positions(block)
     return starts & jnp.concatenate([starts[..., 1:], jnp.ones_like(starts[..., :1])], -1)
 
 
 def _curvature(d, exponent: float, limit: float):
-    """Return (q-1) |d|^(q-2), kept away from 0 and infinity."""
+    """Returns (q-1) |d|^(q-2), kept away from 0 and infinity."""
     d = jnp.maximum(jnp.abs(d), jnp.finfo(d.dtype).eps)
     return jnp.clip(exponent * power(d, exponent - 1), 1 / limit, limit)

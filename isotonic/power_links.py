@@ -32,12 +32,12 @@ class PowerLink:
 
     @property
     def noise(self) -> tuple[float, float]:
-        """Mean and variance of the V in [0, 1] with P(V < u) = u^(q-1)."""
+        """Returns mean and variance of the V in [0, 1] with P(V < u) = u^(q-1)."""
         e = self.exponent
         return e / (e + 1), e / ((e + 1) ** 2 * (e + 2))
 
     def _step(self, u, floor, k, width, pull) -> Step:
-        """From u `[..., n]`, h = max(u^(q-1), floor) inside; `pull` as in `_active_set_root`."""
+        """Makes a step from u `[..., n]`, h = max(u^(q-1), floor) inside the link."""
         v = jnp.where(u < 1, jnp.maximum(u, 0), 0)  # u inside the link, else 0
         e = self.exponent
         count, whole = count_inside(u)
@@ -62,7 +62,7 @@ class PowerLink:
 
 
 def _active_set_root(means, rest, pull):
-    """delta with  mean (u_i + delta)^e = rest (1 - pull delta)  over the items inside the link.
+    """Returns delta with  mean (u_i + delta)^e = rest (1 - pull delta)  over items in the link.
 
     The exact root if no item enters or leaves. `means` are those of u, ..., u^e, e <= 3. About
     the mean m of u + delta, with central moments m2 and m3, the three equations are
@@ -96,7 +96,7 @@ def _active_set_root(means, rest, pull):
 
 @dataclass(frozen=True)
 class MaskLink(PowerLink):
-    """F(u) = clip(u, 0, 1)^(q-1) at u = (x - tau)/lam: the p-norm relaxation of the top-k mask."""
+    """Is F(u) = clip(u, 0, 1)^(q-1), u = (x - tau)/lam: the top-k mask relaxed by a p-norm."""
 
     p: float
     passes = 12  # of a search that only has to tell where about the root of a steep link is
@@ -140,7 +140,7 @@ class MaskLink(PowerLink):
 
 @dataclass(frozen=True)
 class MagnitudeLink(PowerLink):
-    """h = min( ((a - tau)_+/lam)^(q-1) / tau, 1 ) for a = |x| >= 0 and tau > 0: top-k in magnitude.
+    """Is h = min( ((a - tau)_+/lam)^(q-1) / tau, 1 ), a = |x| >= 0, tau > 0: top-k in magnitude.
 
     With y the regularised solution on a coordinate, h = y/tau where the coordinate is shrunk, and
     1 where it is kept whole. Computed as the mask's link of width lam tau^(p-1), whose powers stay

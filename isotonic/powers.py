@@ -13,7 +13,7 @@ def conjugate_exponent(p: float) -> float:
 
 
 def power(u, exponent: float):
-    """u ** exponent for u >= 0; small whole exponents and square roots by the cheap instruction."""
+    """Returns u ** exponent, u >= 0; small whole exponents and roots by the cheap instruction."""
     if exponent == 0.5:
         return jnp.sqrt(u)
     whole = round(exponent)
@@ -23,7 +23,7 @@ def power(u, exponent: float):
 
 
 def power_slope(u, exponent: float):
-    """Derivative of `power`, kept finite: for exponent < 1 it diverges at 0, so u >= eps there.
+    """Returns the derivative of `power`, finite: for exponent < 1 it diverges at 0, so u >= eps.
 
     The exact Jacobians of the operators stay bounded as one item enters the support (its weight
     cancels in the weighted mean that is subtracted), so the floor costs nothing but infinities.
@@ -35,7 +35,7 @@ def power_slope(u, exponent: float):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def signed_power(u, exponent: float):
-    """sign(u) |u| ** exponent, with a finite derivative everywhere."""
+    """Returns sign(u) |u| ** exponent, with a finite derivative everywhere."""
     size = jnp.abs(u)
     return jnp.sign(u) * jnp.where(size > 0, power(jnp.where(size > 0, size, 1), exponent), 0)
 

@@ -19,7 +19,7 @@ SOLVERS = {"pav": pav, "merge": merge, "dykstra": dykstra_or_warn}
 def isotonic_regression(
     y, weights=None, *, increasing=True, solver=None, axis=-1, y_min=None, y_max=None
 ):
-    r"""Solve  argmin_v  1/2 \sum_i w_i (y_i - v_i)^2  subject to v monotone along `axis`,
+    r"""Solves  argmin_v  1/2 \sum_i w_i (y_i - v_i)^2  subject to v monotone along `axis`,
     and y_min <= v_i <= y_max.
 
     Args:
@@ -74,14 +74,14 @@ def isotonic_regression(
 
 
 def as_floats(x):
-    """Return x as an array of float32 or better, and the float dtype of what comes of it."""
+    """Returns x as an array of float32 or better, and the float dtype of what comes of it."""
     x = jnp.asarray(x)
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)
     return x.astype(jnp.promote_types(dtype, jnp.float32)), dtype
 
 
 def known(value):
-    """Return an argument's values as a NumPy array, or None where they are not at hand."""
+    """Returns an argument's values as a NumPy array, or None where they are not at hand."""
     traced = isinstance(value, jax.core.Tracer)
     if traced or (isinstance(value, jax.Array) and not value.is_fully_addressable):
         return None
@@ -89,7 +89,7 @@ def known(value):
 
 
 def solver_of(name: str | None):
-    """Return the solver of that name in `SOLVERS`, or the one for the platform."""
+    """Returns the solver of that name in `SOLVERS`, or the one for the platform."""
     if name is None:
         return _automatic
     if name not in SOLVERS:
@@ -120,7 +120,7 @@ def _weights(weights, y, solver):
 
 
 def _power_of_two(x, low: int, high: int):
-    """Return what to multiply each row of x by, to have its largest entry in [2^low, 2^high]."""
+    """Returns what to multiply each row of x by, to have its largest entry in [2^low, 2^high]."""
     size = jnp.where(jnp.isfinite(x), jnp.abs(jax.lax.stop_gradient(x)), 0)
     exponent = jnp.frexp(size.max(-1, keepdims=True))[1]
     limit = jnp.finfo(x.dtype).maxexp - 4  # the factor itself is to be a normal float
@@ -135,7 +135,7 @@ def _fit(solve, y, w):
 
 @jax.custom_jvp
 def _differentiable(v, block, y, w):
-    """Return v, the fit of y and w on these blocks, with its derivatives in y and w."""
+    """Returns v, the fit of y and w on these blocks, with its derivatives in y and w."""
     return v
 
 

@@ -7,7 +7,7 @@ MAX_STEPS = 300  # bisection alone crosses the float64 range in fewer
 
 
 def falling_root(excess, start, low, high, scale, found=False):
-    """Root in [low, high] of a decreasing function, to the rounding of g and `scale`. Elementwise.
+    """Returns the root in [low, high] of a decreasing g, to its rounding and `scale`, elementwise.
 
     Newton's steps, replaced by bisection where they leave the bracket, and every third one once
     there are many: slopes may be infinite at the ends.

@@ -9,7 +9,7 @@ LONGEST_DOT = 4096  # a matrix-vector product adds some n/32 terms in sequence: 
 
 
 def row_sum(x):
-    """Sum over the last axis: `[..., n]` to `[...]`.
+    """Sums over the last axis, `[..., n]` to `[...]`.
 
     Written as a product with ones: on CPU that is the vectorised routine, three times faster than
     a reduction and its derivative; elsewhere XLA turns it back into a reduction and fuses it.
@@ -50,20 +50,20 @@ def count_inside(u):
 
 
 class Pair(NamedTuple):
-    """A number carried as the unevaluated sum of two floats, with |low| at most an ulp of high."""
+    """Holds a number as the unevaluated sum of two floats, |low| at most an ulp of high."""
 
     high: jax.Array
     low: jax.Array
 
     def plus(self, step) -> "Pair":
-        """self + step, by Knuth's exact two-sum."""
+        """Returns self + step, by Knuth's exact two-sum."""
         step = self.low + step
         total = self.high + step
         part = total - self.high
         return Pair(total, (self.high - (total - part)) + (step - part))
 
     def gap(self, x):
-        """x - self for x `[..., n]` and self `[...]`, without the rounding of |self|."""
+        """Returns x - self for x `[..., n]`, self `[...]`, without the rounding of |self|."""
         return (x - self.high[..., None]) - self.low[..., None]
 
     def where(self, condition, other: "Pair") -> "Pair":
@@ -72,7 +72,7 @@ class Pair(NamedTuple):
 
 
 def middle_float(low, high):
-    """The float half way between two in the order of floats: 8 steps find the binary exponent.
+    """Returns the float half way between two in the order of floats, by 8 steps on exponents.
 
     Bisecting values instead takes a hundred steps to get from 1e30 to 1.
     """

@@ -17,7 +17,7 @@ from isotonic.roots import falling_root
 
 
 def solve_again(d, block, s, w, lam, p: float, magnitude: bool):
-    """Return d to the digits that d^(q-1) needs.
+    """Returns d to the digits that d^(q-1) needs.
 
     Args:
       d, block: of a solution `[..., n]` whose blocks are right.
@@ -48,7 +48,7 @@ def solve_again(d, block, s, w, lam, p: float, magnitude: bool):
 
 
 def _nearest_to_zero(d, s, block):
-    """Return d and s of the position in each block where |d| is least."""
+    """Returns d and s of the position in each block where |d| is least."""
 
     def nearer(a, b):
         keep = (a[2] == b[2]) & (jnp.abs(a[0]) < jnp.abs(b[0]))

@@ -21,14 +21,14 @@ PATIENCE = 12  # passes before bisection is forced on rows that have not converg
 
 
 class Threshold(NamedTuple):
-    """Solution of a row: `h` of shape [..., n], `tau` of shape [...]."""
+    """Holds the solution of a row: `h` of shape [..., n], `tau` of shape [...]."""
 
     h: jax.Array
     tau: jax.Array
 
 
 class _Search(NamedTuple):
-    """State of the root search, each of shape [...]: the root is between low and high."""
+    """Holds the state of the root search, each of shape [...]: the root is in [low, high]."""
 
     tau: Pair
     low: jax.Array
@@ -39,7 +39,7 @@ class _Search(NamedTuple):
 
 
 def threshold(link: Link, x, k, lam) -> Threshold:
-    r"""Solve  \sum_i h(x_i; \tau, \lambda) = k  for tau along the last axis.
+    r"""Solves  \sum_i h(x_i; \tau, \lambda) = k  for tau along the last axis.
 
     Args:
       link: the selection h, see `isotonic.links`; static.

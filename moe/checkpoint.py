@@ -35,7 +35,7 @@ class DamagedError(Exception):
 
 
 class Checkpoints:
-    """The checkpoints in one directory: the newest `keep`, and the one of the best evaluation."""
+    """Keeps the newest `keep` checkpoints in one directory, and that of the best evaluation."""
 
     def __init__(self, directory: pathlib.Path, keep: int = 1, read_only: bool = False):
         self.directory, self._keep, self._read_only = directory, keep, read_only
@@ -56,11 +56,11 @@ class Checkpoints:
         self._scores = {step: self._score(step) for step in self.steps()}
 
     def steps(self) -> list[int]:
-        """Steps that have a complete checkpoint, oldest first."""
+        """Returns the steps that have a complete checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
     def best(self) -> float:
-        """The best evaluation accuracy among the checkpoints, -inf without any."""
+        """Returns the best evaluation accuracy among the checkpoints, -inf without any."""
         return max((self._scores[step] for step in self.steps()), default=-math.inf)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
@@ -141,7 +141,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def restore_newest(self, like: dict[str, Any], step: int | None = None):
-        """The newest state that can be read, its step, and the damaged steps passed over.
+        """Returns the newest state that can be read, its step, and the damaged steps passed over.
 
         With `step`, that one or an error.
 
@@ -161,7 +161,7 @@ class Checkpoints:
         raise AgreedError(f"no checkpoint in {self.directory} can be read (of {steps}): {reason}")
 
     def aside(self, step: int) -> pathlib.Path:
-        """Where a damaged checkpoint is moved to."""
+        """Returns where a damaged checkpoint is moved to."""
         return self.directory.with_name(f"{self.directory.name}.damaged") / str(step)
 
     def set_aside(self, step: int) -> None:
@@ -177,7 +177,7 @@ class Checkpoints:
         self._open()
 
     def wait(self) -> None:
-        """Until all that was saved so far is on disk."""
+        """Waits until all that was saved so far is on disk."""
         with self._writing():
             self._manager.wait_until_finished()
 
@@ -235,6 +235,6 @@ def _without_views(a: jax.Array) -> jax.Array:
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """{path: leaf}, in the order of the leaves."""
+    """Returns {path: leaf}, in the order of the leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -25,7 +25,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass
 class Run:
-    """The parts of a run; no array of the model exists yet.
+    """Holds the parts of a run; no array of the model exists yet.
 
     `config` has the sizes that come from the data filled in, `params` is the parameters' pure
     dictionary as shapes with shardings.
@@ -39,16 +39,16 @@ class Run:
 
     @property
     def train_step(self) -> Callable:
-        """(state, batch) -> (state, sums), see `moe.step`; to be compiled by `jit`."""
+        """Returns (state, batch) -> (state, sums), see `moe.step`; to be compiled by `jit`."""
         return make_train_step(self.config, self.graphdef, self.optimizer)
 
     def eval_step(self) -> Callable:
-        """params, batch -> sums, on every device."""
+        """Returns params, batch -> sums, with the sums on every device."""
         step = make_eval_step(self.config, self.graphdef)
         return self.jit(step, out_shardings=self.replicated)
 
     def jit(self, f: Callable, **options) -> Callable:
-        """`jax.jit`, with the run's mesh in context whenever it traces."""
+        """Returns `jax.jit` of f, with the run's mesh in context whenever it traces."""
         compiled = jax.jit(f, **options)
 
         def call(*args):
@@ -62,7 +62,7 @@ class Run:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def initial_state(self) -> State:
-        """The state of step 0, made where it belongs: no device holds more than its part."""
+        """Makes the state of step 0 where it belongs: no device holds more than its part."""
         shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state())
 
         def init():
@@ -73,7 +73,7 @@ class Run:
         return self.jit(init, out_shardings=shardings)()
 
     def abstract_state(self) -> State:
-        """The state's shapes and shardings."""
+        """Returns the state's shapes and shardings."""
         state = jax.eval_shape(
             lambda params: initial_state(self.config, params, self.optimizer), self.params
         )
@@ -90,7 +90,7 @@ class Run:
         return {key: place(key, tree) for key, tree in state.items()}
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """A training batch's shapes and shardings."""
+        """Returns a training batch's shapes and shardings."""
         batch, data = self.config.batch_size, self.config.data
         shapes = {"image": ((batch, data.image_size, data.image_size, data.channels), jnp.float32)}
         shapes["label"] = ((batch,), jnp.int32)
@@ -104,7 +104,7 @@ class Run:
         return NamedSharding(self.mesh, meshes.spec("batch"))
 
     def rows(self, batch_size: int) -> np.ndarray:
-        """Positions in a batch of the examples that this process's devices hold."""
+        """Returns the positions in a batch of the examples that this process's devices hold."""
         held = self._examples.addressable_devices_indices_map((batch_size,)).values()
         return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
 
@@ -121,7 +121,7 @@ class Run:
         return {key: place(local) for key, local in batch.items()}
 
     def train_batches(self, source: ImageSource, start_step: int) -> Iterator[Batch]:
-        """This process's rows of the batches from `start_step` on."""
+        """Yields this process's rows of the batches from `start_step` on."""
         return train_batches(
             source,
             batch_size=self.config.batch_size,

@@ -17,7 +17,7 @@ TOGETHER = 1.0  # seconds in which signals count as one: shells and schedulers s
 
 
 class Signals:
-    """The signals of `STOPS`, from `listen` to the end of the block.
+    """Catches the signals of `STOPS`, from `listen` to the end of the block.
 
     The first one lets the step end and a checkpoint be saved; a later Ctrl-C or SIGTERM ends the
     process at once. Signals that the process was started to ignore (nohup) stay ignored.

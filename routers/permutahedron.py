@@ -16,7 +16,7 @@ from routers.operands import check_norm, rows
 
 
 def permutahedron_projection(z, w, *, p=2.0, strength=1.0, solver=None, axis=-1):
-    r"""Solve a regularised linear program over the permutahedron of w.
+    r"""Solves a regularised linear program over the permutahedron of w.
 
       argmax_{y in P(w)}  <z, y> - (lam/p) ||y||_p^p,    lam = strength;
 
@@ -53,7 +53,7 @@ def permutahedron_projection(z, w, *, p=2.0, strength=1.0, solver=None, axis=-1)
 
 
 def soft_rank(x, *, p=2.0, strength=1.0, descending=False, solver=None, axis=-1):
-    r"""Rank differentiably: 1 for the smallest entry to n for the largest, ties shared.
+    r"""Ranks differentiably: 1 for the smallest entry to n for the largest, ties shared.
 
     The projection of x onto the permutahedron of (1, ..., n); of -x if `descending`, so that 1 is
     the rank of the largest. For p = 2 ranks are exact where neighbours are at least `strength`
@@ -72,7 +72,7 @@ def soft_rank(x, *, p=2.0, strength=1.0, descending=False, solver=None, axis=-1)
 
 
 def soft_sort(x, *, p=2.0, strength=1.0, descending=False, solver=None, axis=-1):
-    r"""Sort differentiably, in increasing order unless `descending`.
+    r"""Sorts differentiably, in increasing order unless `descending`.
 
     The projection of (1, ..., n) onto the permutahedron of x. For p = 2 the values are exact where
     neighbours in sorted order are at most 1/strength apart, and tend to the mean as it grows.
@@ -89,7 +89,7 @@ def soft_sort(x, *, p=2.0, strength=1.0, descending=False, solver=None, axis=-1)
 
 
 def project_rows(x, w, lam, p, solver, magnitude=False):
-    """Through sorting and isotonic optimization: y and s - v*, in the order of x `[..., n]`.
+    """Returns, by sorting and isotonic optimization, y and s - v*, in the order of x `[..., n]`.
 
     v* solves  min_{v_1 >= ... >= v_n} R*(s - v) + f(v)  for w `[..., n]` in decreasing order, lam
     `[...]`, and y = sign(s - v*) (|s - v*|/lam)^(q-1).

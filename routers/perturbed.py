@@ -20,7 +20,7 @@ from routers.selection import ranks
 
 
 def perturbed_topk_mask(x, k, key, *, num_samples=100, strength=1.0, axis=-1):
-    r"""Top-k mask averaged over noise: weights in [0, 1] that sum to k.
+    r"""Returns the top-k mask averaged over noise: weights in [0, 1] that sum to k.
 
     y = (1/B) \sum_b mask(x + lam Z_b),    Z_b ~ N(0, I),  lam = strength,  B = num_samples.
 
@@ -54,7 +54,7 @@ def perturbed_topk_mask(x, k, key, *, num_samples=100, strength=1.0, axis=-1):
 
 
 def perturbed_kth_value(x, k, key, *, num_samples=10, strength=1.0, axis=-1):
-    r"""The k-th largest score averaged over noise: a smooth order statistic.
+    r"""Returns the k-th largest score averaged over noise: a smooth order statistic.
 
     t = (1/B) \sum_b (x + lam Z_b)_(k),    Z_b ~ N(0, I),  lam = strength,  B = num_samples.
 

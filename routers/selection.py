@@ -12,7 +12,7 @@ ROUNDS = 8  # maxima one after the other, up to here; beyond it sorts are cheape
 
 
 def ranks(x, k: int):
-    """The place of each entry among the k largest of the last axis, 0 for the largest; else k.
+    """Returns each entry's place among the k largest of the last axis, from 0; k for the others.
 
     Returns int32 of x's shape.
     """

@@ -10,7 +10,7 @@ from routers.topk import sparse_topk_mask
 
 
 def sparsemax(x, *, axis=-1):
-    r"""Euclidean projection onto the simplex: weights that sum to 1, many of them exactly 0.
+    r"""Projects onto the simplex: weights that sum to 1, many of them exactly 0.
 
     argmin_{y >= 0, \sum y = 1}  ||y - x||^2  =  argmax <x, y> - ||y||^2/2.
 
@@ -34,7 +34,7 @@ def sparsemax(x, *, axis=-1):
 
 
 def entmax(x, *, alpha=1.5, axis=-1):
-    r"""alpha-entmax: from softmax (alpha -> 1) to sparsemax (alpha = 2) and sparser.
+    r"""Returns alpha-entmax: from softmax (alpha -> 1) to sparsemax (alpha = 2) and sparser.
 
     argmax_{y >= 0, \sum y = 1}  <x, y> - (\sum y^alpha - 1)/(alpha (alpha - 1)),
     y_i = max((alpha - 1) x_i - tau, 0)^(1/(alpha - 1))  with tau such that \sum y = 1.

@@ -20,7 +20,7 @@ from routers.operands import nan_rows, rows, whole
 
 
 def lapsum_topk_mask(x, k, *, strength=1.0, axis=-1):
-    r"""Top-k mask as a sum of Laplace distribution functions: weights in (0, 1) that sum to k.
+    r"""Returns a sum of Laplace distribution functions: weights in (0, 1) that sum to k.
 
     y_i = F((x_i - tau)/lam)  with tau such that \sum_i y_i = k,    lam = strength,
     F(u) = exp(u)/2 for u < 0, else 1 - exp(-u)/2.
@@ -50,7 +50,7 @@ def lapsum_topk_mask(x, k, *, strength=1.0, axis=-1):
 
 
 def sinkhorn_topk_mask(x, k, *, strength=1.0, axis=-1):
-    r"""Top-k mask by entropic optimal transport to the two anchors 0 and 1 (SOFT).
+    r"""Returns the top-k mask by entropic optimal transport to the two anchors 0 and 1 (SOFT).
 
     Row 1 of the plan that solves, with C_ij = (x_i - a_j)^2, a = (0, 1), and eps' = 2 lam,
 
@@ -77,7 +77,7 @@ def sinkhorn_topk_mask(x, k, *, strength=1.0, axis=-1):
 
 
 def sigmoid_topk_mask(x, k, *, strength=1.0, axis=-1):
-    r"""Top-k mask as a sigmoid about the midpoint between the k-th and the next score (DFTopK).
+    r"""Returns a sigmoid about the midpoint between the k-th and the next score (DFTopK).
 
     y_i = 1/(1 + exp(-(x_i - theta)/lam)),    theta = (x_(k) + x_(k+1))/2,    lam = strength.
 

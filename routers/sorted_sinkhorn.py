@@ -10,7 +10,7 @@ from routers.soft_masks import largest
 
 
 def sorted_sinkhorn_topk(x, k, *, strength=1.0, axis=-1, tol=1e-6, num_iters=1000):
-    r"""Return soft indicators of the largest, second, ..., k-th largest score (sorted SOFT).
+    r"""Returns soft indicators of the largest, second, ..., k-th largest score (sorted SOFT).
 
     The first k columns of the entropic optimal transport plan of the items, of mass 1 each, to
     the k + 1 anchors a = (k, ..., 1, 0), the last of which takes the n - k items that are left:
@@ -60,7 +60,7 @@ def sorted_sinkhorn_topk(x, k, *, strength=1.0, axis=-1, tol=1e-6, num_iters=100
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _plan(k, tol, num_iters, x, lam):
-    r"""Return the plan `[..., n, k + 1]`.
+    r"""Returns the plan `[..., n, k + 1]`.
 
     Its unknowns are k thresholds: P_ij ~ exp(-\sum_{b < j} (x_i - theta_b)/lam). They are found as
     moves from the midpoints of the sorted scores, the solution of a narrow lam, so that neither
@@ -87,7 +87,7 @@ def _plan(k, tol, num_iters, x, lam):
         return jax.nn.log_softmax(logits, where=present)
 
     def missing(move):
-        """Return the logarithm of what the columns should have over what they have."""
+        """Returns the logarithm of what the columns should have over what they have."""
         return jnp.where(used, log_mass - jax.nn.logsumexp(log_plan(move), -2), 0)
 
     def wrong(error):

@@ -21,7 +21,7 @@ from routers.permutahedron import project_rows
 
 
 def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
-    r"""Relaxed top-k mask: weights in [0, 1] that sum to k, zero for all but the largest scores.
+    r"""Relaxes the top-k mask: weights in [0, 1] that sum to k, zero for all but the largest.
 
     argmax_{0 <= y <= 1, \sum y = k}  <x, y> - (lam/p) ||y||_p^p,    lam = strength.
 
@@ -56,7 +56,7 @@ def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
 
 
 def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
-    r"""Relaxed top-k in magnitude: x with all but its largest entries in magnitude shrunk to 0.
+    r"""Relaxes top-k in magnitude: returns x with all but its largest entries shrunk to 0.
 
     sign(x) (y + lam y^(p-1)) = sign(x) (y + |x| - u), with y = ((|x| - u)/lam)^(q-1) and u of
 
@@ -96,5 +96,5 @@ def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis
 
 
 def _top(k, x):
-    """The vector 1_k: k ones, then zeros; for k between whole numbers, the rest of it between."""
+    """Returns the vector 1_k: k ones, then zeros; for a fractional k its rest in between."""
     return jnp.clip(k[..., None] - jnp.arange(x.shape[-1], dtype=x.dtype), 0, 1)
