@@ -148,7 +148,7 @@ def make_eval_step(config: ConfigDict, graphdef) -> Callable[[Any, dict], dict]:
         correct = (logits.argmax(-1) == label) * mask
         own = jnp.take_along_axis(logits, label[:, None], 1)
         # Ties go to the lower class, as argmax has it.
-        earlier = jnp.arange(logits.shape[-1]) < label[:, None]
+        earlier = jnp.arange(logits.shape[-1])[None, :] < label[:, None]
         ahead = (logits > own) | ((logits == own) & earlier)
         probs = jax.nn.softmax(logits).max(-1)
         bins = jnp.clip((probs * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)

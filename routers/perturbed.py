@@ -71,7 +71,7 @@ def perturbed_kth_value(x, k, key, *, num_samples=10, strength=1.0, axis=-1):
     """
     k, scores = whole(k), as_scores(x)
     x, _, lam, _ = rows(scores, k, strength, axis)
-    noisy = nan_rows(x, lam) + lam[..., None] * _noise(key, num_samples, x)
+    noisy = nan_rows(x, lam)[None] + lam[None, ..., None] * _noise(key, num_samples, x)
     return jax.lax.top_k(noisy, k)[0][..., -1].mean(0).astype(scores.dtype)
 
 
@@ -147,19 +147,20 @@ def _noise(key, num_samples, x):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _mean_mask(k, x, lam, noise):
-    return _mask(k, x + lam[..., None] * noise).mean(0)
+    return _mask(k, x[None] + lam[None, ..., None] * noise).mean(0)
 
 
 @_mean_mask.defjvp
 def _mean_mask_jvp(k, primals, tangents):
     x, lam, noise = primals
     dx, dlam, _ = tangents
-    masks = _mask(k, x + lam[..., None] * noise)
-    real = x > -jnp.inf
+    masks = _mask(k, x[None] + lam[None, ..., None] * noise)
+    real = x[None] > -jnp.inf
     noise = jnp.where(real, noise, 0)
     spread = (noise**2).sum(-1) - real.sum(-1)
-    moves = ((noise * dx).sum(-1) + spread * dlam) / lam  # one number per draw and row
-    return masks.mean(0), ((masks - _mask(k, x)) * moves[..., None]).mean(0)
+    # One number per draw and row:
+    moves = ((noise * dx[None]).sum(-1) + spread * dlam[None]) / lam[None]
+    return masks.mean(0), ((masks - _mask(k, x)[None]) * moves[..., None]).mean(0)
 
 
 def _mask(k, x):

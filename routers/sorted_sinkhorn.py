@@ -68,7 +68,7 @@ def _plan(k, tol, num_iters, x, lam):
     """
     real = x > -jnp.inf
     count = real.sum(-1, keepdims=True).astype(x.dtype)
-    place = jnp.arange(k + 1)
+    place = jnp.broadcast_to(jnp.arange(k + 1), (*count.shape[:-1], k + 1))
     mass = jnp.where(place < k, place < count, jnp.maximum(count - k, 0))
     used = mass > 0
     log_mass = jnp.log(jnp.where(used, mass, 1))

@@ -97,4 +97,4 @@ def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis
 
 def _top(k, x):
     """Returns the vector 1_k: k ones, then zeros; for a fractional k its rest in between."""
-    return jnp.clip(k[..., None] - jnp.arange(x.shape[-1], dtype=x.dtype), 0, 1)
+    return jnp.clip(k[..., None] - jnp.broadcast_to(jnp.arange(x.shape[-1]), x.shape), 0, 1)
