@@ -113,7 +113,7 @@ def _plan_jvp(k, tol, num_iters, primals, tangents):
     plan = _plan(k, tol, num_iters, x, lam)
     log_plan = jnp.log(jnp.where(plan > 0, plan, 1))
     # lam d log P_ij, up to terms of row i and without those of column j's potential.
-    place = jnp.arange(k + 1, dtype=x.dtype)
+    place = jnp.broadcast_to(jnp.arange(k + 1, dtype=x.dtype), plan.shape)
     direct = -place * dx[..., None] - log_plan * dlam[..., None, None]
 
     def slope(moves):
@@ -122,7 +122,7 @@ def _plan_jvp(k, tol, num_iters, primals, tangents):
     # The columns keep their sums. Their matrix is the Laplacian of a graph, built from its edges
     # lest it cancels; those below the ridge join parts that are hard and exchange nothing.
     edges = jnp.einsum("...ij,...il->...jl", plan, plan, precision="highest")
-    eye = jnp.eye(k + 1, dtype=x.dtype)
+    eye = jnp.broadcast_to(jnp.eye(k + 1, dtype=x.dtype), edges.shape)
     edges *= 1 - eye
     laplacian = eye * (edges.sum(-1, keepdims=True) + jnp.finfo(x.dtype).eps) - edges
     change = slope(direct).sum(-2)[..., 1:, None]
