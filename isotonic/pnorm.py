@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from isotonic.blocks import Offset, block_sum, on_any_mesh, positions
 from isotonic.merge import merge_pnorm
@@ -120,7 +121,7 @@ def _in_range(name, value, s, shape, low):
             jnp.asarray(value, s.dtype), shape
         )
     except ValueError:
-        given = jnp.shape(value)
+        given = np.shape(value)
         raise ValueError(f"{name} of shape {given} does not broadcast to {shape}") from None
     return value if low is None else jnp.where((low <= value) & (value <= high), value, jnp.nan)
 

@@ -133,7 +133,8 @@ def _check(configs: dict[str, list[ConfigDict]], out: pathlib.Path) -> None:
         run = set_up(seeds[0], open_source(seeds[0], seeds[0].data.train_split))
         for seed in range(len(seeds)):
             filled = ConfigDict(run.config.to_dict() | {"seed": seed})
-            workdirs.check(filled, out / name / str(seed))
+            workdirs.check_place(out / name / str(seed))
+            workdirs.check_config(filled, out / name / str(seed))
 
 
 def _print(rows: list[Row], seeds: int) -> None:

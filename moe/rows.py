@@ -122,7 +122,7 @@ def _send(a_N, sent_P, came_P, share: int):
         return out.reshape(devices, share, *rest)
 
     def padded(a_N, sent_P, came_P):
-        row_PS = jnp.minimum(_starts(sent_P)[:, None] + jnp.arange(share), len(a_N) - 1)
+        row_PS = jnp.minimum(_starts(sent_P)[:, None] + jnp.arange(share)[None, :], len(a_N) - 1)
         return _exchange(a_N[row_PS])
 
     return jax.lax.platform_dependent(a_N, sent_P, came_P, tpu=ragged, default=padded)
@@ -140,7 +140,7 @@ def _send_back(a_PSD, sent_P, came_P, rows: int):
 
     def padded(a_PSD, sent_P, came_P):
         starts_P, row_N = _starts(sent_P), jnp.arange(rows)
-        device_N = (row_N[:, None] >= starts_P[1:]).sum(-1)
+        device_N = (row_N[:, None] >= starts_P[None, 1:]).sum(-1)
         place_N = jnp.minimum(device_N * share + row_N - starts_P[device_N], devices * share - 1)
         return _exchange(a_PSD).reshape(-1, dim)[place_N]
 
@@ -158,14 +158,14 @@ def _by_expert(arrived_PL, share: int):
     an empty place), and which places are filled."""
     ends_PL = jnp.cumsum(arrived_PL, axis=1)
     place_S = jnp.arange(share)
-    expert_PS = (place_S[:, None] >= ends_PL[:, None]).sum(-1)
+    expert_PS = (place_S[None, :, None] >= ends_PL[:, None]).sum(-1)
     filled_PS = expert_PS < arrived_PL.shape[1]
     earlier_PL = jnp.cumsum(arrived_PL, axis=0) - arrived_PL  # from devices before
-    shift_PL = _starts(arrived_PL.sum(0)) + earlier_PL - (ends_PL - arrived_PL)
+    shift_PL = _starts(arrived_PL.sum(0))[None] + earlier_PL - (ends_PL - arrived_PL)
     shift_PS = jnp.take_along_axis(
         shift_PL, jnp.minimum(expert_PS, arrived_PL.shape[1] - 1), axis=1
     )
-    return jnp.where(filled_PS, place_S + shift_PS, arrived_PL.shape[0] * share), filled_PS
+    return jnp.where(filled_PS, place_S[None] + shift_PS, arrived_PL.shape[0] * share), filled_PS
 
 
 def _starts(sizes):

@@ -14,6 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from routers.operands import as_scores, check_axis, nan_rows, rows, whole
 from routers.selection import ranks
@@ -117,8 +118,8 @@ def topk_hinge_loss(scores, labels, key, *, k=5, num_samples=10, strength=0.2, m
     labels = _class_numbers(labels, scores)
     margin = 1
     if margins is not None:
-        if jnp.shape(margins) != (num_classes,):
-            raise ValueError(f"margins must be of shape ({num_classes},), not {jnp.shape(margins)}")
+        if np.shape(margins) != (num_classes,):
+            raise ValueError(f"margins must be of shape ({num_classes},), not {np.shape(margins)}")
         margin = jnp.asarray(margins, scores.dtype)[labels]
     t = perturbed_kth_value(scores, k + 1, key, num_samples=num_samples, strength=strength)
     own = jnp.take_along_axis(scores, labels[..., None], -1, mode="fill")[..., 0]
