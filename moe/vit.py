@@ -116,7 +116,7 @@ class VisionTransformer(nnx.Module):
         embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
         x = self.embed(constrain(images, "batch", None, None, None))
         if self.position is None:
-            x += sincos_positions(*x.shape[1:]).astype(x.dtype)
+            x += sincos_positions(*x.shape[1:]).astype(x.dtype)[None]
         x = constrain(x.reshape(len(images), -1, x.shape[-1]), "batch", None, None)
         if self.cls is not None:
             first = jnp.broadcast_to(self.cls[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
@@ -136,5 +136,5 @@ def sincos_positions(height: int, width: int, dim: int) -> jax.Array:
     2017, section 3.5, in two dimensions as in Beyer et al. 2022, "Better plain ViT baselines")."""
     frequency = 1e4 ** -jnp.linspace(0, 1, dim // 4)
     y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
-    angles = jnp.concatenate([y[..., None] * frequency, x[..., None] * frequency], -1)
+    angles = jnp.concatenate([a[..., None] * frequency[None, None] for a in (y, x)], -1)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)

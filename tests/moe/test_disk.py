@@ -31,7 +31,7 @@ def test_a_directory_that_cannot_be_made(tiny, tmp_path):
 def test_a_disk_that_fails_on_the_way(data_dir, tmp_path):
     """The checkpoints' directory is lost during training: one line, code 2."""
     workdir = tmp_path / "run"
-    run = hosts.train(1, workdir, data_dir, num_steps="3000", checkpoint__every="200")
+    run = hosts.train(1, workdir, data_dir, num_steps="3000", checkpoint__every="20")
     run.wait_for(workdir, 30)
     shutil.move(workdir / "checkpoints", workdir / "gone")
     (workdir / "checkpoints").write_text("no directory any more")

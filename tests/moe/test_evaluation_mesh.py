@@ -106,5 +106,5 @@ def test_a_run_starts_from_a_pods_checkpoint(tmp_path, monkeypatch):
     config.init.workdir = str(tmp_path / "pod")
     run = set_up(config)
     fresh = {"params": jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), run.params)}
-    state = start_from_checkpoint(run, fresh, tmp_path)
+    state, _ = start_from_checkpoint(run, fresh)
     jax.tree.map(np.testing.assert_array_equal, state["params"], written)
