@@ -90,8 +90,13 @@ def dykstra(
 def dykstra_or_warn(y, w, offset: Offset | None = None) -> Fit:
     """Solves as `dykstra` does; warns, also from compiled code, of rows that did not converge."""
     fit = dykstra(y, w, offset)
-    jax.debug.callback(_warn, fit.residual, fit.converged)
+    _tell(fit.residual, fit.converged)
     return Fit(fit.v, fit.block)
+
+
+@jax.jit  # so that eager calls do not trace the callback again
+def _tell(residual, converged):
+    jax.debug.callback(_warn, residual, converged)
 
 
 def _warn(residual, converged):

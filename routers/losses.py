@@ -41,7 +41,7 @@ def load(clean_GTE, noisy_GTE, k: int, noise, mask=None, *, of_others: bool = Tr
     2021, appendix A.2: the k chosen ones then have to beat the last of themselves.
     """
     if of_others and k >= clean_GTE.shape[-1]:
-        return jnp.zeros((), clean_GTE.dtype)  # every expert is always chosen
+        return jnp.zeros((), jnp.result_type(clean_GTE))  # every expert is always chosen
     rank = ranks(jax.lax.stop_gradient(noisy_GTE), k + of_others)
 
     def score(place):

@@ -95,7 +95,7 @@ def check_axis(axis, x) -> int:
 def check_norm(p, name="p") -> float:
     """Returns p as a Python float; raises ValueError where it is no norm that has a conjugate."""
     try:
-        number = float(p)
+        number = math.nan if isinstance(p, str) else float(p)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number above 1, not traced; got {p}") from None
     if not number > 1 or math.isinf(number):

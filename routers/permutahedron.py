@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from isotonic.pnorm import isotonic_dual
 from isotonic.powers import conjugate_exponent, signed_power
-from routers.operands import check_norm, rows
+from routers.operands import check_norm, nan_rows, rows
 
 
 def permutahedron_projection(z, w, *, p=2.0, strength=1.0, solver=None, axis=-1):
@@ -83,8 +83,8 @@ def soft_sort(x, *, p=2.0, strength=1.0, descending=False, solver=None, axis=-1)
     """
     check_norm(p)
     x, _, lam, restore = rows(x, 1, strength, axis)
-    places = jnp.arange(x.shape[-1], 0, -1, dtype=x.dtype)
-    y = _project_sorted(jnp.broadcast_to(places, x.shape), -jnp.sort(-x), lam, p, solver)[0]
+    places = jnp.broadcast_to(jnp.arange(x.shape[-1], 0, -1, dtype=x.dtype), x.shape)
+    y = _project_sorted(places, -jnp.sort(-nan_rows(x)), lam, p, solver)[0]
     return restore(y if descending else y[..., ::-1])
 
 
@@ -95,7 +95,7 @@ def project_rows(x, w, lam, p, solver, magnitude=False):
     `[...]`, and y = sign(s - v*) (|s - v*|/lam)^(q-1).
     """
     order = jnp.argsort(-x, axis=-1)
-    s = jnp.take_along_axis(x, order, -1)
+    s = jnp.take_along_axis(nan_rows(x), order, -1)
     inverse = jnp.argsort(order, axis=-1)
     solution = _project_sorted(s, w, lam, p, solver, magnitude)
     return tuple(jnp.take_along_axis(a, inverse, -1) for a in solution)

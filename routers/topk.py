@@ -80,7 +80,7 @@ def sparse_topk_magnitude(x, k, *, p=2.0, strength=1.0, solver="threshold", axis
         )
         raise ValueError(f"p must be from 1.1 to 4 for magnitudes, that divide by {why}; got {p}")
     x, k, lam, restore = rows(x, k, strength, axis)
-    x = jnp.where(jnp.abs(x) < jnp.inf, x, jnp.nan)
+    x = x * jnp.where(jnp.abs(x) < jnp.inf, 1, jnp.nan)  # the derivative too is NaN there
     sign, a = jnp.sign(x), jnp.abs(x)
     if solver == "threshold":
         # Zeros are absent: with fewer than k others the root is tau = 0, far for a bisection.

@@ -12,7 +12,7 @@ import pytest
 
 from moe.checkpoint import Checkpoints
 from moe.run import Run
-from moe.stopping import Signals
+from moe.stopping import STOPS, Signals
 from moe.trainer import train
 from tests.moe import hosts
 
@@ -37,6 +37,15 @@ def send(monkeypatch):
         return batches
 
     return before
+
+
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored():
+    """What runs the tests may ignore some (nohup does, and pytest's workers), which stays so."""
+    old = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)
 
 
 def assert_same(workdir, unbroken):

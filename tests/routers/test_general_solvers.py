@@ -110,7 +110,8 @@ def test_equals_long_doubles_on_rows_of_all_kinds(name, solver, p):
         # Dykstra's pools are not the exact ones in every last pair. Those of magnitude, which an
         # offset does change, are open where scores agree to six digits; and its slopes are bounded
         # where d is below eps.
-        gaps = np.diff(np.sort(np.abs(row)))
+        with np.errstate(invalid="ignore"):  # of two absent items
+            gaps = np.diff(np.sort(np.abs(row)))
         clear = (gaps[gaps > 0].min(initial=1) > 1e-5 * np.abs(row).max()) and (
             p <= 2 or np.abs(row).max() > 1e-3
         )

@@ -49,7 +49,8 @@ def test_a_second_call_compiles_nothing(name, compiler):
     jax.block_until_ready(run(X))
     compiler.clear()
     jax.block_until_ready(run(X))
-    assert compiler == []
+    # The callback by which Dykstra warns is traced at every call, and compiled once.
+    assert [event for event in compiler if not ("dykstra" in name and "trace" in event)] == []
 
 
 def test_the_readme_example_compiles_nothing_when_run_again(compiler, capsys):
