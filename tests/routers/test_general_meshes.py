@@ -15,6 +15,8 @@ from routers import (
     sparse_topk_mask,
 )
 
+pytestmark = pytest.mark.slow  # many compilations
+
 X = np.random.default_rng(0).normal(size=(4, 7)).astype(np.float32)
 OPERATORS = {
     "regression, pav": lambda x: isotonic_regression(x, solver="pav"),

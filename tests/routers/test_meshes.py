@@ -8,6 +8,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.routers.operators import REAL, SIMPLEX, WHOLE
 
+pytestmark = pytest.mark.slow  # many compilations
+
 X = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
 K = np.float32([2, 1.5, 3, 8])
 OPERATORS = REAL | WHOLE | SIMPLEX

@@ -43,7 +43,15 @@ def with_defaults(operator):
     return lambda x: operator(x, 2, 0.7)
 
 
-@pytest.mark.parametrize("name", ALL | SOLVERS)
+QUICK = {"mask", "magnitude", "entmax", "rank", "regression"}
+
+
+def few(names):
+    """Returns the names; those that are not in `QUICK` are slow, for each compiles for seconds."""
+    return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", few(ALL | SOLVERS))
 def test_a_second_call_compiles_nothing(name, compiler):
     run = SOLVERS.get(name) or with_defaults(ALL[name])
     jax.block_until_ready(run(X))
@@ -66,7 +74,7 @@ def numbers(text):
     return [float(word) for word in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", few(ALL))
 def test_lists_whole_numbers_and_float16_are_scores(name):
     run, scores = with_defaults(ALL[name]), [[3, 1, 2, 0]]
     expected = np.asarray(run(np.float32(scores)))
@@ -100,7 +108,7 @@ def test_float16_gradients_are_finite_on_ties(operator, strength):
         np.testing.assert_allclose(half, single, rtol=2e-3)
 
 
-@pytest.mark.parametrize("name", REAL | SORTED | WHOLE | SIMPLEX)
+@pytest.mark.parametrize("name", few(REAL | SORTED | WHOLE | SIMPLEX))
 def test_what_is_wrong_is_nan_in_its_row_alone(name):
     """NaN scores, k of -1 and NaN, strengths of -1 and NaN: traced, in values and gradients."""
     x = np.repeat(X[:1], 7, 0)
