@@ -94,6 +94,7 @@ def test_an_update_that_is_not_finite(tiny, tmp_path, monkeypatch):
         assert np.isfinite(array).all(), name
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_not_saved(tiny, tmp_path):
     config = tiny()
     run = set_up(config, open_source(config, "train"), jax.devices()[:1])

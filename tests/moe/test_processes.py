@@ -47,6 +47,7 @@ def test_four_processes_train_as_one(one, four):
         assert not [line for line in screen.splitlines() if "Gloo" not in line], screen
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_four_processes_evaluates_on_one_and_two(four, tmp_path):
     workdir, _ = four
     trained = hosts.rows(workdir)[-1]
