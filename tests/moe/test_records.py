@@ -134,3 +134,4 @@ def test_a_screen_that_is_gone(error, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Gone())
     say("nobody reads this")
     say("nor this")
+    assert sys.stdout.name == os.devnull
