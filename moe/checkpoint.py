@@ -10,7 +10,6 @@ an evaluation. Restoring executes no code.
 import contextlib
 import json
 import math
-import os
 import pathlib
 import shutil
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from moe import stored
+from moe import outputs, stored
 from moe.checksums import checksums
 from moe.distributed import AgreedError, by_first, first_text
 from moe.errors import UsageError
@@ -99,16 +98,8 @@ class Checkpoints:
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the result of an evaluation to a checkpoint that was saved before it was made."""
-
-        def write():
-            with self._writing():
-                directory = self.directory / str(step) / "metrics"
-                directory.mkdir(exist_ok=True)
-                fresh = directory / "metrics.new"
-                fresh.write_text(json.dumps({BEST_METRIC: metrics[BEST_METRIC]}))
-                os.replace(fresh, directory / "metrics")
-
-        by_first(write)
+        file = self.directory / str(step) / "metrics" / "metrics"
+        by_first(lambda: outputs.write_json(file, {BEST_METRIC: metrics[BEST_METRIC]}))
         self._scores[step] = metrics[BEST_METRIC]
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:

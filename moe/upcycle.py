@@ -5,7 +5,6 @@ block, the router is new, all else is copied. A token's experts are weighted by 
 the sparse model does not compute what the dense one did where the weights do not add up to 1.
 """
 
-import json
 import pathlib
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from moe import outputs
 from moe.checkpoint import Checkpoints, named
 from moe.distributed import together
 from moe.errors import UsageError
@@ -83,7 +83,7 @@ def write_origin(origin: dict | None, workdir: pathlib.Path) -> None:
     say(f"starting from step {origin['step']} of {origin['workdir']}:")
     for line, count in sorted(Counter(map(kind, origin["parameters"])).items()):
         say(f"  {line}" + (f" ({count} blocks)" if count > 1 else ""))
-    (workdir / "init.json").write_text(json.dumps(origin, indent=2) + "\n")
+    outputs.write_json(workdir / "init.json", origin)
 
 
 def find_source(run: Run) -> tuple[Run, dict[str, str]]:
