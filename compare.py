@@ -27,7 +27,7 @@ def main(argv) -> None:
     parser.add_argument("--out", required=True, help="the directory of the comparison")
     flags, overrides = cli.parse(parser, argv)
     out = cli.local_path(flags.out, "--out")
-    from moe.comparison import compare  # late: a misspelt flag should not wait for JAX
+    from moe.evaluate.comparison import compare  # late: a misspelt flag should not wait for JAX
 
     names = None if flags.routers == "all" else flags.routers.split(",")
     compare(flags.config, names, flags.seeds, out, overrides)

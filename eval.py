@@ -21,7 +21,8 @@ import signal
 if __name__ == "__main__":  # until there is something to save, Ctrl-C ends without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from moe import cli, cluster, distributed
+from moe import cli
+from moe.hosts import cluster, distributed
 
 
 def main(argv) -> None:
@@ -38,7 +39,9 @@ def main(argv) -> None:
     if flags.config is not None:
         cli.load_config(flags.config, {})
     with distributed.processes(flags):
-        from moe.evaluation import evaluate_run  # late: a misspelt flag should not wait for JAX
+        from moe.evaluate.evaluation import (
+            evaluate_run,  # late: a misspelt flag should not wait for JAX
+        )
 
         evaluate_run(workdir, step=flags.step, split=flags.split, overrides=overrides)
 

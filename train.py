@@ -11,7 +11,8 @@ import signal
 if __name__ == "__main__":  # until there is something to save, Ctrl-C ends without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from moe import cli, cluster, distributed
+from moe import cli
+from moe.hosts import cluster, distributed
 
 
 def main(argv) -> None:
@@ -28,7 +29,7 @@ def main(argv) -> None:
     workdir = cli.local_path(flags.workdir)
     config = cli.load_config(flags.config, overrides)
     with distributed.processes(flags):
-        from moe.trainer import train  # late: a misspelt key should not wait for JAX
+        from moe.train.trainer import train  # late: a misspelt key should not wait for JAX
 
         train(config, workdir, flags.extend)
 

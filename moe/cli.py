@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
+from moe.checks import check
 from moe.config import PATH_KEYS, flatten
 from moe.errors import UsageError
-from moe.model import check
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

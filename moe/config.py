@@ -11,14 +11,14 @@ import json
 
 from ml_collections import ConfigDict
 
-from moe.blocks import REMATS
 from moe.data import Augment
-from moe.dispatch import DISPATCHES
 from moe.errors import UsageError
-from moe.optimizer import DIRECTIONS, SCHEDULES, warmup_steps
+from moe.models.vit import POOLS, POSITIONS, SIZES
+from moe.nn.blocks import REMATS
+from moe.nn.dispatch import DISPATCHES
 from moe.ranges import Key, annotated, fit, keyword_settings
-from moe.step import LOSSES
-from moe.vit import POOLS, POSITIONS, SIZES
+from moe.train.optimizer import DIRECTIONS, SCHEDULES, warmup_steps
+from moe.train.step import LOSSES
 from routers import ROUTERS
 
 COUNT = "[1, 2e9]"  # steps are counted in int32
@@ -71,7 +71,7 @@ def keys() -> dict[str, Key]:
             "dropout": Key(0.0, RATE),
             "dtype": Key("float32", ("float32", "bfloat16")),  # of the computation
             "scan": Key(False),  # True: equal blocks compile once, as a loop
-            # What the backward pass computes again, see `moe.blocks.REMATS`.
+            # What the backward pass computes again, see `moe.nn.blocks.REMATS`.
             "remat": Key("none", tuple(REMATS)),
         },
         "moe": {
@@ -109,13 +109,13 @@ def keys() -> dict[str, Key]:
             "label_smoothing": Key(0.0, RATE),
             "accumulate": Key(
                 1, "[1, 1e6]"
-            ),  # micro-batches per step, see `moe.step.make_gradient`
+            ),  # micro-batches per step, see `moe.train.step.make_gradient`
             # 0: off; otherwise evaluation uses the averaged parameters.
             "ema_decay": Key(0.0, "[0, 0.999999]"),
         },
         # Another run whose parameters to start from, a dense one's as experts; "": none.
         "init": {"workdir": Key(""), "step": Key(-1, "-1 or [0, 2e9]")},  # -1: the newest
-        # Devices along each axis of `moe.mesh`; -1: all that the others leave.
+        # Devices along each axis of `moe.hosts.mesh`; -1: all that the others leave.
         "mesh": {
             "data": Key(-1, "-1 or [1, 1e6]"),
             **{axis: Key(1, "-1 or [1, 1e6]") for axis in ("fsdp", "expert", "tensor")},

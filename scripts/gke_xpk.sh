@@ -41,7 +41,7 @@ submit=(xpk workload create "--cluster=$(flag cluster)" "--workload=$workload"
   "--tpu-type=$(flag tpu-type)" "--num-slices=$(flag num-slices 1)"
   "--max-restarts=$(flag max-restarts 20)"
   # Beside 42 and 127-255, which xpk restarts by itself: 1 is an unforeseen error, 75 a lost peer
-  # (moe/faults.py). After a mistake, 2, the workload ends.
+  # (moe/hosts/faults.py). After a mistake, 2, the workload ends.
   "--restart-on-exit-codes=1,75"
   "--termination-grace-period-seconds=$(flag grace 300)")
 for name in "${passed[@]}"; do

@@ -1,4 +1,4 @@
-"""The one direction of imports: isotonic <- routers <- moe <- the scripts."""
+"""The one direction of imports: isotonic <- routers <- moe <- the scripts, and moe's own rooms."""
 
 import ast
 import pathlib
@@ -12,6 +12,9 @@ FORBIDDEN = {
     "routers": {"moe", "configs", "ml_collections"} | SCRIPTS,
     "moe": {"configs"} | SCRIPTS,
 }
+# The rooms of `moe`: each imports from those before it. Beside them stand files that import none
+# (errors, ranges, seeds, screen), and config, checks and cli, which read all rooms' settings.
+ROOMS = ["hosts", "nn", "models", "data", "store", "train", "evaluate", "plan"]
 HEAVY = {"tensorflow", "torch"}  # neither is a dependency; one script prepares data with the first
 
 
@@ -35,3 +38,46 @@ def test_every_package_is_installed():
     for package in FORBIDDEN:
         for init in (ROOT / package).rglob("__init__.py"):
             assert f'"{".".join(init.parent.relative_to(ROOT).parts)}"' in text
+
+
+def modules(file: pathlib.Path):
+    """Yields the dotted names that a file imports, "moe.nn.layers" also of `from moe.nn import`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_from_those_before_them(room):
+    assert (ROOT / "moe" / room).is_dir()
+    later = ROOMS[ROOMS.index(room) + 1 :]
+    for file in (ROOT / "moe" / room).rglob("*.py"):
+        for module in modules(file):
+            top, _, rest = module.partition(".")
+            assert top != "moe" or rest.split(".")[0] not in later, f"{file} imports {module}"
+
+
+def test_every_room_has_its_place():
+    rooms = {init.parent.name for init in (ROOT / "moe").glob("*/__init__.py")}
+    assert rooms == set(ROOMS)
+
+
+def test_no_file_imports_itself_through_others():
+    graph = {}
+    for file in (ROOT / "moe").rglob("[!_]*.py"):
+        graph[".".join(file.relative_to(ROOT).with_suffix("").parts)] = set(modules(file))
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, f"a cycle: {' -> '.join([*path, name])}"
+        if name in graph and name not in done:
+            path.append(name)
+            for other in sorted(graph[name] - {name}):
+                visit(other)
+            done.add(path.pop())
+
+    for name in graph:
+        visit(name)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from moe.run import Run
+from moe.train.run import Run
 
 
 class Compiled(NamedTuple):

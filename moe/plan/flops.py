@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from moe.dispatch import slots_per_expert
-from moe.model import model_sizes, moe_layers
+from moe.models.build import model_sizes, moe_layers
+from moe.nn.dispatch import slots_per_expert
 
 
 class Flops(NamedTuple):

@@ -9,7 +9,7 @@ from flax import nnx
 
 from moe.plan.chips import Chip
 from moe.plan.compiled import Compiled
-from moe.run import Run
+from moe.train.run import Run
 
 
 class Memory(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from moe.errors import UsageError
-from moe.model import count_parameters
+from moe.models.build import count_parameters
 from moe.plan import hlo, links, memory
 from moe.plan.collectives import Collective, expert_weights_moved, find, table
 from moe.plan.compiled import Compiled, compile_step
@@ -18,7 +18,7 @@ from moe.plan.memory import Memory
 from moe.plan.roofline import Roofline, roofline
 from moe.plan.topology import Topology, coordinates
 from moe.plan.work import Work, read_work
-from moe.run import Run, fill_in, open_source, set_up
+from moe.train.run import Run, fill_in, open_source, set_up
 
 
 @dataclasses.dataclass

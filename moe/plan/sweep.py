@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from moe.blocks import REMATS
 from moe.errors import UsageError
-from moe.mesh import AXES
-from moe.model import model_sizes, moe_layers
+from moe.hosts.mesh import AXES
+from moe.models.build import model_sizes, moe_layers
+from moe.nn.blocks import REMATS
 from moe.plan import memory
 from moe.plan.flops import count_flops
 from moe.plan.planner import Plan, make_plan, with_sizes
 from moe.plan.topology import Topology
-from moe.run import set_up
+from moe.train.run import set_up
 
 LARGEST_TENSOR = 8  # its all-reduces carry all activations; more has never been worth it
 

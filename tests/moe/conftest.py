@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from moe import cli, config
-from moe.trainer import train
+from moe.train.trainer import train
 
 # These tests compile much and compute little: without LLVM's costly passes they take half as long.
 QUICK = {"xla_backend_optimization_level": 0}

@@ -57,8 +57,8 @@ def serve(cwd: str, screen: str) -> None:
     """Answers each line of the input, [program, arguments], with [exit code, seconds]."""
     import compare
     import eval as evaluate
-    import moe.comparison
-    import moe.evaluation
+    import moe.evaluate.comparison
+    import moe.evaluate.evaluation
     import moe.plan.answer  # noqa: F401
     import plan
     import train

@@ -9,7 +9,7 @@ from flax import nnx
 
 from moe import cli, config
 from moe.errors import UsageError
-from moe.trainer import train
+from moe.train.trainer import train
 from routers import ROUTERS, TopK
 from tests.moe.conftest import TINY
 

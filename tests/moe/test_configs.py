@@ -7,12 +7,12 @@ import pytest
 from flax import nnx
 
 from moe import cli
-from moe.checkpoint import named
 from moe.data import from_arrays
-from moe.evaluate import evaluate, scalars
-from moe.model import build_model, count_parameters
-from moe.run import set_up
-from moe.step import make_train_step
+from moe.models.build import build_model, count_parameters
+from moe.store.checkpoint import named
+from moe.train.measure import evaluate, scalars
+from moe.train.run import set_up
+from moe.train.step import make_train_step
 from tests.moe.conftest import quick_jit
 
 CONFIGS = sorted(pathlib.Path("configs").glob("[!_]*.py"))

@@ -7,7 +7,7 @@ import pytest
 from moe import cli
 from moe.config import default, flatten, keys
 from moe.errors import UsageError
-from moe.mesh import make_mesh
+from moe.hosts.mesh import make_mesh
 from moe.ranges import ANY, Key, contains, fit
 
 NUMBERS = sorted(name for name, value in flatten(default()).items() if type(value) in (int, float))
@@ -98,7 +98,7 @@ def test_values_that_do_not_fit_each_other(overrides, message):
 @pytest.mark.parametrize("steps", [1, 2, 20, 100, 1200])
 @pytest.mark.parametrize("file", ["digits", "fashion_mnist", "cifar100"])
 def test_the_warmup_fits_a_run_of_any_length(file, steps):
-    from moe.optimizer import warmup_steps
+    from moe.train.optimizer import warmup_steps
 
     config = cli.load_config(f"configs/{file}.py", {"num_steps": str(steps)})
     share = 1 / 12 if file == "digits" else 0.05

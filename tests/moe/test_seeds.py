@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-import moe.run
-import moe.step
+import moe.train.run
+import moe.train.step
 from moe import seeds
 from moe.errors import UsageError
-from moe.run import open_source, set_up
+from moe.train.run import open_source, set_up
 
 SEEDS = (0, 1, 1 << 31, 1 << 32, (1 << 32) + 1, 1 << 62, (1 << 63) - 1)
 
@@ -48,12 +48,12 @@ def test_parameters_and_steps_share_no_key(tiny, monkeypatch):
         config = tiny(seed=seed)
         run = set_up(config, open_source(config, "train"), jax.devices()[:1])
         with monkeypatch.context() as patch:
-            patch.setattr(moe.run, "build_model", catch)
+            patch.setattr(moe.train.run, "build_model", catch)
             patch.setattr(run.__class__, "jit", lambda self, f, **options: f)
             with pytest.raises(Caught) as caught:
                 run.initial_state()
-            patch.setattr(moe.step, "make_gradient", lambda config, graphdef: gradient)
-            step = moe.step.make_train_step(config, None, optax.identity())
+            patch.setattr(moe.train.step, "make_gradient", lambda config, graphdef: gradient)
+            step = moe.train.step.make_train_step(config, None, optax.identity())
             state = {"params": {"w": jnp.zeros(1)}, "opt_state": optax.EmptyState()}
             steps = [step(state | {"step": jnp.int32(i)}, None)[1]["key"] for i in range(16)]
         used += [*caught.value.args[0], *(tuple(np.asarray(key).tolist()) for key in steps)]

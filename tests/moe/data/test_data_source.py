@@ -12,7 +12,7 @@ from PIL import Image
 from moe import config as configs
 from moe.data import eval_batches, from_arrays, open_split, source, train_batches
 from moe.errors import UsageError
-from moe.run import fill_in
+from moe.train.run import fill_in
 
 NUM_EXAMPLES = 10
 

@@ -18,7 +18,7 @@ from moe.plan.roofline import roofline
 from moe.plan.sweep import divisors, meshes
 from moe.plan.topology import split_name
 from moe.plan.work import Work
-from moe.run import Run, set_up
+from moe.train.run import Run, set_up
 
 V5P = CHIPS["v5p"]
 # Wide enough that matrix products are nearly all that XLA counts.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from moe.mesh import AXES, make_mesh
+from moe.hosts.mesh import AXES, make_mesh
 from moe.plan import hlo, work
 from moe.plan.collectives import expert_weights_moved, find, table
 

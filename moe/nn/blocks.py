@@ -1,0 +1,176 @@
+"""Runs transformer blocks one after another: each compiled by itself, or equal ones as a loop."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from moe.hosts.mesh import constrain
+from moe.nn.layers import LayerReport
+
+# What the backward pass keeps of a block; all else is computed again.
+_KEEP = jax.checkpoint_policies
+REMATS: dict[str, Callable | None] = {
+    "none": None,  # keep everything
+    "full": _KEEP.nothing_saveable,  # keep the input alone
+    "exchange": _KEEP.save_only_these_names("exchange"),  # and what crossed between experts
+    "dots_no_batch": _KEEP.dots_with_no_batch_dims_saveable,  # and products with parameters
+    "dots": _KEEP.dots_saveable,  # and all matrix products
+}
+
+
+class Run(NamedTuple):
+    """Stands for `repeats` times the same `period` blocks, the first of which is block `start`."""
+
+    start: int
+    period: int
+    repeats: int
+
+
+class Block(nnx.Module):
+    """Computes a pre-norm transformer block; `feed_forward` is an `Mlp` or a `MoE`."""
+
+    def __init__(self, dim: int, heads: int, feed_forward: nnx.Module, *, dropout, dtype, rngs):
+        self.norm_attention = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(
+            heads,
+            dim,
+            decode=False,
+            dtype=dtype,
+            kernel_init=nnx.initializers.xavier_uniform(),
+            kernel_metadata={"axes": ("embed", "heads", None)},
+            bias_metadata={"axes": ("heads", None)},
+            out_kernel_metadata={"axes": ("heads", None, "embed")},
+            out_bias_metadata={"axes": (None,)},
+            rngs=rngs,
+        )
+        self.norm_feed_forward = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+        self.feed_forward = feed_forward
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, x, *, mask, train, key):
+        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        x = constrain(x, "batch", None, None)
+        x += self._drop(self.attention(self.norm_attention(x)), keys[0])
+        out, report = self.feed_forward(
+            self.norm_feed_forward(x), mask=mask, train=train, key=keys[1]
+        )
+        return x + self._drop(out, keys[2]), report
+
+    def _drop(self, x, key):
+        return self.dropout(x, deterministic=key is None, rngs=key)
+
+
+class Blocks(nnx.Module):
+    """Applies blocks 0 to L-1 to [B, T, D]; returns [B, T, D] and reports of those with experts.
+
+    Args:
+      make: (block number, rngs) -> its module.
+      kinds: for each block what distinguishes it; blocks of one kind differ in parameters alone.
+      scan: True stacks the parameters of equal blocks and loops over them, which compiles each
+        kind once: the same numbers, with parameters named by the first block of a loop and a
+        leading axis over its turns.
+      remat: a name in `REMATS`.
+      key: of the blocks' parameters: block i's are a function of (key, i), scanned or not.
+    """
+
+    def __init__(self, make: Callable, kinds: Sequence, *, scan: bool, remat: str, key: jax.Array):
+        singles = [Run(i, 1, 1) for i in range(len(kinds))]
+        self.runs = tuple(runs(kinds) if scan else singles)
+        self.remat = remat
+
+        def block(number: int, key) -> nnx.Module:
+            return make(number, nnx.Rngs(key))
+
+        keys = jax.random.split(key, len(kinds))
+        for run in self.runs:
+            for number in range(run.start, run.start + run.period):
+                block_keys = keys[number : run.start + run.period * run.repeats : run.period]
+                build = functools.partial(block, number)
+                module = build(block_keys[0]) if run.repeats == 1 else _stacked(build, block_keys)
+                setattr(self, str(number), module)
+
+    def __call__(self, x, *, mask, train, key):
+        reports: dict[int, LayerReport] = {}
+        depth = sum(run.period * run.repeats for run in self.runs)
+        keys = None if key is None else jax.random.split(key, depth)
+        for run in self.runs:
+            end = run.start + run.period * run.repeats
+            run_keys = None if keys is None else keys[run.start : end]
+            x, run_reports = self._run(run, x, mask, train, run_keys)
+            reports |= run_reports
+        return x, reports
+
+    def _run(self, run: Run, x, mask, train, keys):
+        """Applies one loop, or one block; returns x and the reports by block number."""
+        numbers = range(run.start, run.start + run.period)
+        parts = [nnx.split(getattr(self, str(number))) for number in numbers]
+        applies = [self._apply(graphdef, train, run.repeats > 1) for graphdef, _ in parts]
+        states = tuple(state for _, state in parts)
+
+        def turn(x, inputs):
+            states, keys = inputs
+            reports = []
+            for i, apply in enumerate(applies):
+                x, report = apply(states[i], x, mask, None if keys is None else keys[i])
+                reports.append(report)
+            return x, tuple(reports)
+
+        if run.repeats == 1:
+            x, reports = turn(x, (states, keys))
+            return x, {n: r for n, r in zip(numbers, reports, strict=True) if r is not None}
+        if keys is not None:
+            keys = keys.reshape(run.repeats, run.period)
+        x, reports = jax.lax.scan(turn, x, (states, keys))
+        return x, {
+            number + i * run.period: jax.tree.map(lambda a, i=i: a[i], report)
+            for number, report in zip(numbers, reports, strict=True)
+            if report is not None
+            for i in range(run.repeats)
+        }
+
+    def _apply(self, graphdef, train: bool, looped: bool) -> Callable:
+        """Returns (parameters, x, mask, key) -> (x, report) that keeps what `remat` says."""
+
+        def apply(state, x, mask, key):
+            return nnx.merge(graphdef, state)(x, mask=mask, train=train, key=key)
+
+        if self.remat == "none":
+            return apply
+        # In a loop nothing outside can be merged with what is computed again.
+        return jax.checkpoint(apply, policy=REMATS[self.remat], prevent_cse=not looped)
+
+
+def runs(kinds: Sequence) -> list[Run]:
+    """Groups the blocks in loops, from each block on by the period whose repeats reach furthest."""
+    loops, start = [], 0
+    while start < len(kinds):
+        best = Run(start, 1, 1)
+        for period in range(1, (len(kinds) - start) // 2 + 1):
+            pattern, repeats = list(kinds[start : start + period]), 1
+            while list(kinds[start + repeats * period :][:period]) == pattern:
+                repeats += 1
+            if repeats > 1 and period * repeats > best.period * best.repeats:
+                best = Run(start, period, repeats)
+        loops.append(best)
+        start += best.period * best.repeats
+    return loops
+
+
+def _stacked(build: Callable, keys) -> nnx.Module:
+    """Builds one module for all keys: its parameters have a leading axis over build(key)'s."""
+
+    def values(key):
+        flat = nnx.to_flat_state(nnx.state(build(key)))
+        return {path: variable.get_value() for path, variable in flat}
+
+    def stack(variable: nnx.Variable, value) -> nnx.Param:
+        whole = (None,) * (value.ndim - 1)
+        return nnx.Param(value, axes=("layers", *variable.get_metadata().get("axes", whole)))
+
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
+    stacked = jax.vmap(values)(keys)
+    flat = {path: stack(variable, stacked[path]) for path, variable in nnx.to_flat_state(state)}
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))

@@ -1,0 +1,205 @@
+"""Starts a new run from another run's parameters; the MLPs of a dense one become experts.
+
+Sparse upcycling (Komatsuzaki et al. 2023): each expert starts as a copy of the dense MLP of its
+block, the router is new, all else is copied. A token's experts are weighted by the router, so that
+the sparse model does not compute what the dense one did where the weights do not add up to 1.
+"""
+
+import pathlib
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from moe.errors import UsageError
+from moe.hosts.distributed import together
+from moe.screen import say
+from moe.store import outputs
+from moe.store.checkpoint import Checkpoints, named
+from moe.store.workdir import saved_config, saved_steps
+from moe.train.run import Run, set_up
+from moe.train.step import State
+
+# Of an expert, [E, ...], and of the dense MLP that it starts as.
+EXPERTS = {
+    "feed_forward.experts.kernel_wide": "feed_forward.wide.kernel",
+    "feed_forward.experts.bias_wide": "feed_forward.wide.bias",
+    "feed_forward.experts.kernel_narrow": "feed_forward.narrow.kernel",
+    "feed_forward.experts.bias_narrow": "feed_forward.narrow.bias",
+}
+NEW = "new"
+
+
+class Place(NamedTuple):
+    """Where a parameter of one block is: a leaf's name, and its turn in a loop (None outside)."""
+
+    leaf: str
+    turn: int | None
+
+
+def start_from_checkpoint(run: Run, state: State) -> tuple[State, dict]:
+    """Returns the state of step 0 with the parameters of `config.init.workdir`'s checkpoint.
+
+    The second result says where each parameter came from; see `write_origin`. The arrays of the
+    given state become the new ones'.
+
+    Raises:
+      UsageError: no run or checkpoint is there, or the sizes of the two models differ.
+    """
+    directory, wanted = pathlib.Path(run.config.init.workdir), run.config.init.step
+    source, origins = together(lambda: find_source(run))
+    checkpoints = Checkpoints(directory / "checkpoints", read_only=True)
+    key = "ema" if source.config.optimizer.ema_decay else "params"
+    saved, step, damaged = checkpoints.restore_newest(
+        {key: source.params}, wanted if wanted >= 0 else None
+    )
+    checkpoints.close()
+    for bad in damaged:
+        say(f"checkpoint {bad} of {directory} is damaged; using step {step}")
+    layout = jax.tree.map(lambda a: a.sharding, run.params)
+    parameters = run.jit(
+        lambda new, old: _assemble(run, new, old, source), out_shardings=layout, donate_argnums=0
+    )
+    state = state | {"params": parameters(state["params"], saved[key])}
+    if "ema" in state:
+        state = state | {"ema": jax.tree.map(jnp.copy, state["params"])}
+    return state, {"workdir": run.config.init.workdir, "step": step, "parameters": origins}
+
+
+def write_origin(origin: dict | None, workdir: pathlib.Path) -> None:
+    """Prints where the parameters came from; `workdir`/init.json has it parameter by parameter."""
+    if origin is None:
+        return
+
+    def kind(name: str) -> str:
+        source = origin["parameters"][name]
+        what = {NEW: "new", name: "copied"}.get(source, f"each expert a copy of {source}")
+        return re.sub(r"\d+", "*", f"{name}: {what}")
+
+    say(f"starting from step {origin['step']} of {origin['workdir']}:")
+    for line, count in sorted(Counter(map(kind, origin["parameters"])).items()):
+        say(f"  {line}" + (f" ({count} blocks)" if count > 1 else ""))
+    outputs.write_json(workdir / "init.json", origin)
+
+
+def find_source(run: Run) -> tuple[Run, dict[str, str]]:
+    """Returns the run of `config.init.workdir`, and each parameter's origin; reads no array.
+
+    Raises:
+      UsageError: no run or checkpoint is there, or the sizes of the two models differ.
+    """
+    source, init = _source(run), run.config.init
+    steps = saved_steps(pathlib.Path(init.workdir))
+    if not steps or (init.step >= 0 and init.step not in steps):
+        step = f"of step {init.step} " if steps else ""
+        raise UsageError(
+            f"config.init.workdir={init.workdir} has no checkpoint {step}to start from: "
+            f"it has {steps}"
+        )
+    return source, origin_of_each(run, source)
+
+
+def origin_of_each(run: Run, source: Run) -> dict[str, str]:
+    """{parameter of one block: the source's parameter, or "new"}.
+
+    Raises:
+      UsageError: a parameter has another shape there; only the head and the router may.
+    """
+    theirs = _shapes(source)
+    origins = {}
+    for name, shape in _shapes(run).items():
+        dense = _dense_name(name)
+        if dense in theirs and name not in theirs:
+            expected, origins[name] = tuple(s for s in shape[1:] if s != 1), dense
+            actual = theirs[dense]
+        elif name in theirs:
+            expected, actual, origins[name] = shape, theirs[name], name
+        else:
+            origins[name] = NEW
+            continue
+        if expected == actual:
+            continue
+        if not name.startswith("head.") and ".router." not in name:
+            raise UsageError(
+                f"config.init: {name} needs {list(expected)} and {origins[name]} of "
+                f"{run.config.init.workdir} has {list(actual)}; give both models the same sizes "
+                "(an expert has the width F of the MLP it starts as: --config.moe.expert_dim)"
+            )
+        origins[name] = NEW
+    return origins
+
+
+def _source(run: Run) -> Run:
+    """Returns the other run, its parameters laid out on this run's mesh."""
+    saved = saved_config(pathlib.Path(run.config.init.workdir))
+    if saved is None:
+        raise UsageError(f"config.init.workdir={run.config.init.workdir} holds no run")
+    saved = ConfigDict(saved.to_dict())
+    saved.mesh = run.config.mesh
+    # It will see no batch; one must only fit the mesh.
+    saved.optimizer.accumulate = 1
+    saved.batch_size = saved.eval.batch_size = run.mesh.size * saved.moe.group_size
+    return set_up(saved.lock(), devices=list(run.mesh.devices.flat))
+
+
+def places(run: Run) -> dict[str, Place]:
+    """Returns where each parameter of each block is, also where blocks are stacked for a loop."""
+    model = nnx.merge(run.graphdef, run.params)
+    loops = {
+        str(loop.start + i): loop
+        for loop in model.blocks.runs
+        if loop.repeats > 1
+        for i in range(loop.period)
+    }
+    where = {}
+    for leaf in named(run.params):
+        head, _, rest = leaf.partition(".")
+        number, _, rest = rest.partition(".")
+        if head != "blocks" or number not in loops:
+            where[leaf] = Place(leaf, None)
+            continue
+        for turn in range(loops[number].repeats):
+            where[f"blocks.{int(number) + turn * loops[number].period}.{rest}"] = Place(leaf, turn)
+    return where
+
+
+def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
+    leaves = named(run.params)
+    return {
+        name: leaves[place.leaf].shape[0 if place.turn is None else 1 :]
+        for name, place in places(run).items()
+    }
+
+
+def _dense_name(name: str) -> str | None:
+    block = re.match(r"(blocks\.\d+\.)(.*)", name)
+    return block[1] + EXPERTS[block[2]] if block and block[2] in EXPERTS else None
+
+
+def _assemble(run: Run, new, old, source: Run):
+    """Returns the new parameters, block by block, from the old ones."""
+    origins, source_places, leaves = origin_of_each(run, source), places(source), named(old)
+
+    def value(name: str, fresh):
+        origin = origins[name]
+        if origin == NEW:
+            return fresh
+        place = source_places[origin]
+        saved = leaves[place.leaf] if place.turn is None else leaves[place.leaf][place.turn]
+        if origin == name:
+            return saved
+        return jnp.broadcast_to(saved.reshape(1, *fresh.shape[1:]), fresh.shape)
+
+    parts: dict[str, list] = {}
+    fresh = named(new)
+    for name, place in places(run).items():
+        leaf = fresh[place.leaf]
+        initial = leaf if place.turn is None else leaf[place.turn]
+        parts.setdefault(place.leaf, []).append(value(name, initial))
+    stacked = {place.leaf for place in places(run).values() if place.turn is not None}
+    whole = [jnp.stack(parts[leaf]) if leaf in stacked else parts[leaf][0] for leaf in fresh]
+    return jax.tree.unflatten(jax.tree.structure(new), whole)

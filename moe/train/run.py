@@ -1,0 +1,226 @@
+"""What a run is made of: data, model and functions, set up from a config before anything starts."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from moe import seeds
+from moe.checks import check
+from moe.data import ImageSource, eval_batches, open_split, train_batches
+from moe.errors import UsageError
+from moe.hosts import mesh as meshes
+from moe.models.build import build_model
+from moe.train.optimizer import build_optimizer, optimizer_shardings
+from moe.train.step import State, initial_state, make_eval_step, make_train_step
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class Run:
+    """Holds the parts of a run; no array of the model exists yet.
+
+    `config` has the sizes that come from the data filled in, `params` is the parameters' pure
+    dictionary as shapes with shardings.
+    """
+
+    config: ConfigDict
+    graphdef: Any
+    params: Any
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+
+    @property
+    def train_step(self) -> Callable:
+        """Returns (state, batch) -> (state, sums), see `step`; to be compiled by `jit`."""
+        return make_train_step(self.config, self.graphdef, self.optimizer)
+
+    def eval_step(self) -> Callable:
+        """Returns params, batch -> sums, with the sums on every device."""
+        step = make_eval_step(self.config, self.graphdef)
+        return self.jit(step, out_shardings=self.replicated)
+
+    def jit(self, f: Callable, **options) -> Callable:
+        """Returns `jax.jit` of f, with the run's mesh in context whenever it traces."""
+        compiled = jax.jit(f, **options)
+
+        def call(*args):
+            with jax.set_mesh(self.mesh):
+                return compiled(*args)
+
+        return call
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def initial_state(self) -> State:
+        """Makes the state of step 0 where it belongs: no device holds more than its part."""
+        shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state())
+
+        def init():
+            model = build_model(self.config, nnx.Rngs(seeds.key(self.config.seed, "parameters")))
+            params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+            return initial_state(self.config, params, self.optimizer)
+
+        return self.jit(init, out_shardings=shardings)()
+
+    def abstract_state(self) -> State:
+        """Returns the state's shapes and shardings."""
+        state = jax.eval_shape(
+            lambda params: initial_state(self.config, params, self.optimizer), self.params
+        )
+        own = jax.tree.map(lambda a: a.sharding, self.params)
+        known = {"params": own, "ema": own}
+        known["opt_state"] = optimizer_shardings(self.optimizer, state["opt_state"], self.params)
+
+        def place(key: str, tree):
+            where = known.get(key) or jax.tree.map(lambda _: self.replicated, tree)
+            return jax.tree.map(
+                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, where
+            )
+
+        return {key: place(key, tree) for key, tree in state.items()}
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns a training batch's shapes and shardings."""
+        batch, data = self.config.batch_size, self.config.data
+        shapes = {"image": ((batch, data.image_size, data.image_size, data.channels), jnp.float32)}
+        shapes["label"] = ((batch,), jnp.int32)
+        if data.augment.mixup > 0:
+            shapes |= {"label_mixed": ((batch,), jnp.int32), "mix": ((batch,), jnp.float32)}
+        where = self._examples
+        return {k: jax.ShapeDtypeStruct(*v, sharding=where) for k, v in shapes.items()}
+
+    @property
+    def _examples(self) -> NamedSharding:
+        return NamedSharding(self.mesh, meshes.spec("batch"))
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Returns the positions in a batch of the examples that this process's devices hold."""
+        held = self._examples.addressable_devices_indices_map((batch_size,)).values()
+        return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
+
+    def put(self, batch: Batch) -> dict[str, jax.Array]:
+        """Places this process's rows of a batch on the devices that hold them."""
+        shards = self._examples.num_devices // self.mesh.shape["tensor"]
+
+        def place(local: np.ndarray) -> jax.Array:
+            size = len(local) * shards // len(self.rows(shards))  # JAX infers no uneven spread
+            return jax.make_array_from_process_local_data(
+                self._examples, local, (size, *local.shape[1:])
+            )
+
+        return {key: place(local) for key, local in batch.items()}
+
+    def train_batches(self, source: ImageSource, start_step: int) -> Iterator[Batch]:
+        """Yields this process's rows of the batches from `start_step` on."""
+        return train_batches(
+            source,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            image_size=self.config.data.image_size,
+            augment=self.config.data.augment,
+            rows=self.rows(self.config.batch_size),
+        )
+
+    def eval_batches(self, source: ImageSource) -> Iterator[Batch]:
+        return eval_batches(
+            source,
+            batch_size=self.config.eval.batch_size,
+            image_size=self.config.data.image_size,
+            rows=self.rows(self.config.eval.batch_size),
+        )
+
+
+def open_source(config: ConfigDict, split: str) -> ImageSource:
+    return open_split(config.data.name, split, config.data.data_dir or None)
+
+
+def set_up(
+    config: ConfigDict,
+    source: ImageSource | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Run:
+    """Builds the parts of a run; nothing is computed.
+
+    Args:
+      config: of the run.
+      source: images like those it will see; None if `config.data` says what they are like.
+      devices: None for all there are; also those of a topology that one can only compile for.
+
+    Raises:
+      UsageError: a setting is unknown, out of range, or does not fit the others.
+    """
+    if source is not None:
+        config = fill_in(config, source)
+    check(config)
+    mesh = meshes.make_mesh(config.mesh, devices)
+    _check_sizes(config, mesh)
+    with jax.set_mesh(mesh):
+        model = nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0)))  # shapes alone
+    graphdef, state = nnx.split(model, nnx.Param)
+    params = jax.tree.map(
+        lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
+        nnx.to_pure_dict(state),
+        meshes.parameter_shardings(mesh, state),
+    )
+    return Run(config, graphdef, params, build_optimizer(config), mesh)
+
+
+def _check_sizes(config: ConfigDict, mesh: Mesh) -> None:
+    shards = mesh.size // mesh.shape["tensor"]
+    for key, size, group in (
+        ("batch_size", config.batch_size, config.optimizer.accumulate * config.moe.group_size),
+        ("eval.batch_size", config.eval.batch_size, config.moe.group_size),
+    ):
+        step = shards * group
+        if size % step:
+            raise UsageError(
+                f"config.{key}={size} must be a multiple of {step}: {shards} devices"
+                f" times groups and micro-batches of {group}"
+            )
+    sizes = config.data.image_size, config.data.channels, config.data.num_classes
+    if min(sizes) < 1:
+        raise UsageError(
+            "config.data.image_size, .channels and .num_classes must be set where no data is read"
+        )
+    sparse = config.moe.layers not in ("none", "") and not config.moe.dense
+    if sparse and config.moe.num_experts % mesh.shape["expert"]:
+        raise UsageError(
+            f"config.mesh.expert={mesh.shape['expert']} must divide "
+            f"moe.num_experts={config.moe.num_experts}"
+        )
+
+
+def fill_in(config: ConfigDict, source: ImageSource) -> ConfigDict:
+    """Returns a copy whose `data` has the image size, channels and classes of the source."""
+    height, width, channels = source.image_shape
+    if not (height and width) and not config.data.image_size:
+        raise UsageError(
+            f"the images of data set {config.data.name!r} differ in size: pass the side in pixels "
+            "of the square that they are to be brought to, as --config.data.image_size=SIDE"
+        )
+    sizes = {
+        "image_size": min(height or 0, width or 0),
+        "channels": channels,
+        "num_classes": source.num_classes,
+    }
+    config = ConfigDict(config.to_dict())
+    for key, value in sizes.items():
+        asked = config.data[key]
+        if asked and asked != value and key != "image_size":
+            raise UsageError(
+                f"config.data.{key}={asked}, but data set {config.data.name!r} has {value}"
+            )
+        config.data[key] = asked or value
+    return config.lock()

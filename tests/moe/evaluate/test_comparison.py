@@ -1,0 +1,140 @@
+"""compare.py: the table that comes out, and what is refused before anything is trained."""
+
+import csv
+import json
+
+import pytest
+
+import compare as compare_script
+from moe import config as configs
+from moe.errors import UsageError
+from moe.evaluate import comparison
+from routers import ROUTERS
+from tests.moe.conftest import TINY
+from tests.moe.test_cli import run
+
+
+@pytest.fixture
+def arguments(data_dir, tmp_path):
+    keys = TINY | {"data.data_dir": str(data_dir)}
+    overrides = [f"--config.{key}={value}" for key, value in keys.items()]
+    return ["--config=configs/digits.py", *overrides]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The configs that would have been trained, each with numbers of its own."""
+    trained = []
+
+    def train(config, workdir):
+        trained.append(config)
+        number = len(trained)
+        workdir.mkdir(parents=True)
+        speeds = {"train/images_per_second": float(number)} if config.num_steps > 1 else {}
+        rows = [{"step": 1, "train/skipped": 1.0} | speeds, {"step": 2, "eval/accuracy": 0.5}]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"eval/accuracy": number / 10, "eval/loss": 1.0 / number}
+
+    monkeypatch.setattr(comparison, "train", train)
+    return trained
+
+
+def test_a_table_of_rows_and_seeds(arguments, trained, tmp_path, capsys):
+    out = tmp_path / "deep" / "out"
+    compare_script.main(
+        [
+            *arguments,
+            "--routers=topk,dense",
+            "--seeds=2",
+            f"--out={out}",
+            "--config.router.topk.k=1",
+        ]
+    )
+    chosen = [(config.router.name, config.moe.dense, config.seed) for config in trained]
+    assert chosen[:2] == [("topk", False, 0), ("topk", False, 1)]
+    assert [row[1:] for row in chosen[2:]] == [(True, 0), (True, 1)]
+    assert all(config.router.topk.k == 1 for config in trained)
+    lines = list(csv.reader((out / "table.csv").open()))
+    assert lines == [
+        ["router", "seed", "accuracy", "loss", "images_per_second"],
+        ["topk", "0", "0.1", "1.0", "1.5"],
+        ["topk", "1", "0.2", "0.5", "1.5"],
+        ["dense", "0", "0.3", str(1 / 3), "3.5"],
+        ["dense", "1", "0.4", "0.25", "3.5"],
+    ]
+    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert "35.00% ± 7.07%" in capsys.readouterr().out
+
+
+def test_runs_of_one_step_have_no_speed(arguments, trained, tmp_path):
+    argv = [*arguments, "--routers=topk", "--seeds=1", f"--out={tmp_path}", "--config.num_steps=1"]
+    compare_script.main([*argv, "--config.optimizer.warmup_steps=0"])
+    assert list(csv.reader((tmp_path / "table.csv").open()))[1][-1] == "nan"
+
+
+def test_a_router_of_the_config_file_is_a_row(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "_check", lambda *_: None)
+    known = dict(ROUTERS)
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from moe.config import default as get_config\n"
+        "from routers import ROUTERS\n"
+        "ROUTERS['own'] = ROUTERS['topk']\n"
+    )
+    try:
+        rows = comparison.compare(str(file), None, 1, tmp_path / "out", {})
+    finally:
+        del ROUTERS["own"]
+    assert known == ROUTERS and [row.name for row in rows] == [*known, "own", "dense"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--routers=topk,topp", "--routers: 'topp' is unknown; expected topk"),
+        ("--routers=", "--routers: '' is unknown"),
+        ("--routers=topk,dense,topk", "--routers: 'topk' is named twice"),
+        ("--seeds=0", "--seeds=0 must be from 1 to 1000"),
+        ("--config.moe.dense=True", "--config.moe.dense: the rows of a comparison set it"),
+        ("--config.router.name=soft_moe", "use --routers=NAME,NAME"),
+        ("--config.seed=3", "use --seeds=N for the seeds 0 to N-1"),
+        (
+            "--config.router.expert_choice.k=9",
+            "is above moe.num_experts=4",
+        ),  # of the second row
+        ("--out=gs://bucket/x", "--out=gs://bucket/x is an address, not a path"),
+        ("--out=", "--out is empty; expected a path"),
+    ],
+)
+def test_what_cannot_be_compared(
+    argument, message, arguments, trained, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    argv = [*arguments, f"--out={out}", "--routers=topk,expert_choice", argument]
+    monkeypatch.chdir(tmp_path)
+    argv[0] = f"--config={compare_script.__file__.replace('compare.py', 'configs/digits.py')}"
+    assert message in run(compare_script, argv, monkeypatch, capsys)
+    assert not trained and not list(tmp_path.iterdir())
+
+
+def test_a_row_of_another_run(arguments, trained, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "expert_choice" / "1"
+    workdir.mkdir(parents=True)
+    (workdir / "config.json").write_text(configs.to_json(configs.default()))
+    argv = [*arguments, f"--out={tmp_path}", "--routers=topk,expert_choice", "--seeds=2"]
+    assert f"{workdir} holds a run of another config" in run(
+        compare_script, argv, monkeypatch, capsys
+    )
+    assert not trained and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["table.csv", "accuracy.png", "."])
+def test_files_in_the_way_of_the_results(name, trained, tmp_path):
+    out = tmp_path / "out"
+    if name == ".":
+        out.write_text("a file")
+    else:
+        (out / name).mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"cannot write .*move it away"):
+        comparison.compare("configs/digits.py", ["topk"], 1, out, {})
+    assert not trained

@@ -1,0 +1,64 @@
+"""Arrays of different rank never meet silently: a broadcast that was not meant is an error."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import isotonic
+import routers
+from moe.nn.dispatch import DISPATCHES
+from moe.train.run import open_source, set_up
+from moe.train.step import make_eval_step
+from routers import ROUTERS
+
+SETTINGS = {"data__augment__mixup": "0.4", "optimizer__ema_decay": "0.9", "model__dropout": "0.1"}
+ROWS, KEY = jax.ShapeDtypeStruct((3, 2, 8), jnp.float32), jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def raise_on_promotion():
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.mark.parametrize("dispatch", DISPATCHES)
+@pytest.mark.parametrize("router", ROUTERS)
+def test_steps_of_training_and_evaluation(router, dispatch, tiny):
+    config = tiny(router__name=router, moe__dispatch=dispatch, model__position="sincos", **SETTINGS)
+    run = set_up(config, open_source(config, "train"))
+    batch = run.abstract_batch()
+    evaluated = {"image": batch["image"], "label": batch["label"]}
+    evaluated["mask"] = jax.ShapeDtypeStruct(batch["label"].shape, jnp.float32)
+    with jax.set_mesh(run.mesh):
+        jax.eval_shape(run.train_step, run.abstract_state(), batch)
+        jax.eval_shape(make_eval_step(run.config, run.graphdef), run.params, evaluated)
+
+
+OPERATORS = {
+    "mask": lambda x: routers.sparse_topk_mask(x, 2.5, p=4 / 3),
+    "mask, merge": lambda x: routers.sparse_topk_mask(x, 2, p=4 / 3, solver="merge"),
+    "mask, steep": lambda x: routers.sparse_topk_mask(x, 2, p=5.0),
+    "mask, near 1": lambda x: routers.sparse_topk_mask(x, 2, p=1.05),
+    "magnitude": lambda x: routers.sparse_topk_magnitude(x, 3),
+    "lapsum": lambda x: routers.lapsum_topk_mask(x, 2),
+    "sinkhorn": lambda x: routers.sinkhorn_topk_mask(x, 2),
+    "sigmoid": lambda x: routers.sigmoid_topk_mask(x, 2),
+    "sorted sinkhorn": lambda x: routers.sorted_sinkhorn_topk(x, 2),
+    "sparsemax": routers.sparsemax,
+    "entmax": lambda x: routers.entmax(x, alpha=1.5),
+    "perturbed": lambda x: routers.perturbed_topk_mask(x, 2, key=KEY),
+    "k-th": lambda x: routers.perturbed_kth_value(x, 2, key=KEY),
+    "rank": routers.soft_rank,
+    "sort, pav": lambda x: routers.soft_sort(x, solver="pav", p=3.0),
+    **{
+        f"regression, {solver}": lambda x, solver=solver: isotonic.isotonic_regression(
+            x, jnp.ones(8), solver=solver
+        )
+        for solver in ("merge", "pav", "dykstra")
+    },
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_and_their_derivatives(name):
+    jax.eval_shape(jax.grad(lambda x: (OPERATORS[name](x) ** 2).sum()), ROWS)
