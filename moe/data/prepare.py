@@ -1,8 +1,9 @@
-"""Prepares a stock TFDS data set in array_record form: the one step that needs TensorFlow.
+"""Prepares a data set: files of one's own, or a stock TFDS set, the one step that needs TensorFlow.
 
+    python -m moe.data.prepare text --files='DIR/**/*.txt' --out=DIR
     python -m moe.data.prepare cifar100 --data_dir=DIR
 
-It downloads, converts and stops; everything else of permoe then reads DIR without TensorFlow.
+A stock set is downloaded and converted; all of permoe then reads DIR without TensorFlow.
 """
 
 import argparse
@@ -14,7 +15,11 @@ import tensorflow_datasets as tfds
 from moe.data import digits
 from moe.data.damage import prepare_command, reason_of
 from moe.data.prepared import resolve_data_dir
+from moe.data.text import prepare as text
 from moe.errors import UsageError
+
+# What makes a set of one's own files: takes the arguments after its name, returns the folder.
+OWN = {"text": text.main}
 
 
 def prepare(name: str, data_dir: str | None = None) -> str:
@@ -61,17 +66,23 @@ def prepare(name: str, data_dir: str | None = None) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m moe.data.prepare", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("name", help="a TFDS name: cifar100, name/config, name:version")
-    parser.add_argument("--data_dir", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
-    options = parser.parse_args(argv)
+    """Runs the command line; prints the folder of the set, or one line of what is wrong."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        print(prepare(options.name, options.data_dir))
+        print(OWN[argv[0]](argv[1:]) if argv and argv[0] in OWN else _stock(argv))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _stock(argv: list[str]) -> str:
+    parser = argparse.ArgumentParser(prog="python -m moe.data.prepare", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("name", help="a TFDS name (cifar100, name/config, name:version)")
+    parser.add_argument("--data_dir", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
+    options = parser.parse_args(argv)
+    return prepare(options.name, options.data_dir)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Makes batches of text: token files, windows of documents and an exactly resumable order."""
