@@ -10,7 +10,7 @@ import numpy as np
 from moe.errors import UsageError
 
 # Their order is part of what a seed means: a new use comes last.
-USES = ("parameters", "steps", "order of an epoch", "augmentation")
+USES = ("parameters", "steps", "order of an epoch", "augmentation", "mixture")
 LIMIT = 1 << 63
 
 

@@ -1,32 +1,21 @@
 """Makes batches for training and evaluation: an endless stream that can start at any step.
 
-Training examples are numbered from zero for ever: step s of a run holds the numbers
-s * batch_size .. (s + 1) * batch_size - 1, and number g shows example order(g) of the source,
-augmented by the random stream of (seed, g). So a batch depends on its step and not on what came
-before it, nor on how many processes share the work; mixup's partner of g is g + 1.
-
-Grain walks through the steps and prepares batches ahead in a thread. Shuffling and chance are
-numpy's: Grain's index shuffle and a numpy Generator made the usual way cost 35 microseconds an
-example each, a permutation per epoch and a stream keyed by (seed, g) cost 0.1 and 10.
+`moe.data.stream` says what number g of an example is: here it is augmented by the random stream of
+(seed, g), and mixup's partner of g is g + 1.
 """
 
-import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grain
 import numpy as np
-from numpy.random.bit_generator import ISeedSequence
 
-from moe import seeds
-from moe.data import transforms
+from moe.data import stream, transforms
 from moe.data.augment import Augment
 from moe.data.source import ImageSource
+from moe.data.stream import Batch
 from moe.errors import UsageError
 
-Batch = dict[str, np.ndarray]
 _READ_THREADS = 16  # for images that are read and decoded one by one
 
 
@@ -65,9 +54,10 @@ def train_batches(
         DataError: from the iterator, where an example cannot be read or has no label.
     """
     settings = Augment.from_mapping(augment)
-    rows = _rows(batch_size, rows)
-    _check_stream(source, start_step)
-    order, rngs = epoch_order(len(source), seed), example_rngs(seed)
+    rows = stream.positions(batch_size, rows)
+    if not len(source):
+        raise UsageError(f"split '{source.split}' of '{source.name}' is empty: pass a longer slice")
+    order, rngs = stream.epoch_order(len(source), seed), stream.example_rngs(seed)
     mapping = _example_map(source, num_threads)
     mixed = settings.mixup > 0
 
@@ -90,7 +80,7 @@ def train_batches(
         images = transforms.mixup(images[own], images[own + 1], mix[:, None, None, None])
         return {"image": images, "label": labels[own], "label_mixed": labels[own + 1], "mix": mix}
 
-    return _prefetch(grain.MapDataset.range(start_step, sys.maxsize).map(batch))
+    return stream.from_step(start_step, batch)
 
 
 def eval_batches(
@@ -111,7 +101,7 @@ def eval_batches(
 
     Raises: as `train_batches`.
     """
-    rows = _rows(batch_size, rows)
+    rows = stream.positions(batch_size, rows)
     mapping = _example_map(source, num_threads)
 
     def example(index: int) -> tuple[np.ndarray, int]:
@@ -132,44 +122,7 @@ def eval_batches(
             mask[:real] = 1
         return {"image": images, "label": labels, "mask": mask}
 
-    return _prefetch(grain.MapDataset.range(-(-len(source) // batch_size)).map(batch))
-
-
-def epoch_order(length: int, seed: int) -> Callable[[int], int]:
-    """Returns number -> index of the example: a new permutation of 0..length-1 every epoch."""
-
-    @functools.lru_cache(maxsize=2)  # a batch may straddle two epochs
-    def permutation(epoch: int) -> np.ndarray:
-        root = seeds.root(seed, "order of an epoch", epoch)
-        return np.random.default_rng(root).permutation(length)
-
-    def order(number: int) -> int:
-        epoch, position = divmod(number, length)
-        return int(permutation(epoch)[position])
-
-    return order
-
-
-class _Key(ISeedSequence):
-    """Hands its two words to the bit generator as they are: Philox needs no mixing of its key."""
-
-    def __init__(self, *words: int):
-        self.words = words
-
-    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
-        return np.array(self.words, dtype)
-
-
-def example_rngs(seed: int) -> Callable[[int], np.random.Generator]:
-    """Returns number -> the random stream of that example: Philox, keyed by the number."""
-    root = int(seeds.root(seed, "augmentation").generate_state(1, np.uint64)[0])
-    return lambda number: np.random.Generator(np.random.Philox(_Key(root, number)))
-
-
-def _prefetch(batches: grain.MapDataset) -> Iterator[Batch]:
-    """Makes batches one after the other in a thread, two ahead of their use."""
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-    return iter(batches.to_iter_dataset(options))
+    return stream.up_to(-(-len(source) // batch_size), batch)
 
 
 def _example_map(source: ImageSource, num_threads: int | None) -> Callable[..., Iterator]:
@@ -177,20 +130,3 @@ def _example_map(source: ImageSource, num_threads: int | None) -> Callable[..., 
     if num_threads is None:
         num_threads = 0 if source.in_memory else _READ_THREADS
     return ThreadPoolExecutor(num_threads).map if num_threads else map
-
-
-def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
-    """Returns the positions in a batch that are to be made."""
-    if batch_size < 1:
-        raise UsageError(f"batch_size={batch_size}: expected 1 or more; pass --config.batch_size")
-    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
-    if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
-        raise UsageError(f"rows {rows.tolist()}: expected increasing ones of 0..{batch_size - 1}")
-    return rows
-
-
-def _check_stream(source: ImageSource, start_step: int) -> None:
-    if not len(source):
-        raise UsageError(f"split '{source.split}' of '{source.name}' is empty: pass a longer slice")
-    if start_step < 0:
-        raise UsageError(f"start_step={start_step}: expected 0 or more")

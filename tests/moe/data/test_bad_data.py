@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from moe.data import source
-from moe.data.pipeline import epoch_order
+from moe.data.stream import epoch_order
 from moe.errors import UsageError
 from moe.store.checkpoint import Checkpoints
 from moe.train.trainer import train

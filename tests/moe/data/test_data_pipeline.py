@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from moe.data import Augment, eval_batches, from_arrays, train_batches
-from moe.data.pipeline import epoch_order, example_rngs
+from moe.data.stream import epoch_order, example_rngs
 from moe.errors import UsageError
 
 N, CLASSES = 23, 5
