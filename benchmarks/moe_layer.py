@@ -70,14 +70,14 @@ def _compare(problem: Problem, budget: float) -> list[dict]:
 
 
 def _mlp(problem: Problem) -> nnx.Module:
-    from moe.nn.layers import Mlp
+    from moe.nn.mlp import Mlp
 
     dtype = jnp.dtype(problem.dtype)
     return Mlp(problem.dim, 2 * problem.hidden, dtype=dtype, rngs=nnx.Rngs(0))
 
 
 def _moe(problem: Problem, router: str, dispatch: str) -> nnx.Module:
-    from moe.nn.layers import MoE
+    from moe.nn.layer import MoE
     from routers import ROUTERS
 
     return MoE(

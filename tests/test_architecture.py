@@ -41,7 +41,7 @@ def test_every_package_is_installed():
 
 
 def modules(file: pathlib.Path):
-    """Yields the dotted names that a file imports, "moe.nn.layers" also of `from moe.nn import`."""
+    """Yields the dotted names that a file imports, "moe.nn.layer" also of `from moe.nn import`."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from moe.errors import UsageError
 from moe.models.vit import SIZES, VisionTransformer
 from moe.nn.blocks import Block
-from moe.nn.layers import Mlp, MoE
+from moe.nn.layer import MoE
+from moe.nn.mlp import Mlp
 from routers import ROUTERS
 
 

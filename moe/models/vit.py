@@ -10,7 +10,7 @@ from flax import nnx
 
 from moe.hosts.mesh import constrain
 from moe.nn.blocks import Blocks
-from moe.nn.layers import LayerReport
+from moe.nn.layer import LayerReport
 
 # width D, depth L, MLP width F, heads H: ViT paper, table 1; S from Steiner et al. 2021, table 2.
 SIZES = {

@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from moe.hosts.mesh import constrain
-from moe.nn.layers import LayerReport
+from moe.nn.layer import LayerReport
 
 # What the backward pass keeps of a block; all else is computed again.
 _KEEP = jax.checkpoint_policies

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from moe.hosts import mesh
 from moe.nn import exchange as rows
-from moe.nn.layers import MoE
+from moe.nn.layer import MoE
 from routers import ROUTERS
 from tests.moe.conftest import quick_jit
 

@@ -1,0 +1,121 @@
+"""Defines experts: E feed-forward networks of one shape, as a dispatch runs them.
+
+Parameters are float32; `dtype` is that of the computation.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.hosts import mesh
+from moe.nn.dispatch import Network
+from moe.nn.grouped import grouped_matmul, grouped_rows
+from moe.nn.mlp import activate
+
+
+class Experts(nnx.Module):
+    """Applies E independent MLPs as batched matmuls, [E, G, C, D] -> [E, G, C, D].
+
+    Where a mesh splits them, each device runs its experts on the slots that it received; the
+    hidden width is split by `tensor`. `gated`, `bias` and `out_init` are as of `moe.nn.mlp.Mlp`.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        dim: int,
+        hidden: int,
+        *,
+        dropout,
+        gated: bool = False,
+        bias: bool = True,
+        out_init=None,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        init = nnx.initializers.lecun_normal(batch_axis=0)
+
+        def parameter(value, *axes):
+            return nnx.Param(value, axes=("expert", *axes))
+
+        def zeros(width, axis):
+            value = jnp.zeros((num_experts, 1, width))
+            return parameter(value, None, axis) if bias else None
+
+        wide, narrow = (num_experts, dim, hidden), (num_experts, hidden, dim)
+        self.kernel_wide = parameter(init(rngs.params(), wide, jnp.float32), None, "mlp")
+        self.bias_wide = zeros(hidden, "mlp")
+        value = (out_init or init)(rngs.params(), narrow, jnp.float32)
+        self.kernel_narrow = parameter(value, "mlp", None)
+        self.bias_narrow = zeros(dim, None)
+        self.kernel_gate = self.bias_gate = None
+        if gated:
+            self.kernel_gate = parameter(init(rngs.params(), wide, jnp.float32), None, "mlp")
+            self.bias_gate = zeros(hidden, "mlp")
+        self.dropout = nnx.Dropout(dropout)
+        self.dtype = dtype
+
+    def __call__(self, x_EGCD, key=None):
+        def linear(x, kernel, bias):
+            out = jnp.einsum("egci,eio->egco", x, kernel[...].astype(self.dtype))
+            return out if bias is None else out + bias[...].astype(self.dtype)[:, None]
+
+        x_EGCD = x_EGCD.astype(self.dtype)
+        hidden = linear(x_EGCD, self.kernel_wide, self.bias_wide)
+        gate = self.kernel_gate
+        if gate is not None:
+            gate = linear(x_EGCD, gate, self.bias_gate)
+        hidden = activate(hidden, gate)
+        hidden = mesh.constrain(hidden, "expert", "slots", None, "mlp")
+        hidden = self.dropout(hidden, deterministic=key is None, rngs=key)
+        out = linear(hidden, self.kernel_narrow, self.bias_narrow)
+        return mesh.constrain(out, "expert", "slots", None, None)
+
+    def network(self, key=None) -> Network:
+        """Returns the experts as a dispatch sees them; `key` seeds their dropout."""
+        names = ("kernel_wide", "bias_wide", "kernel_narrow", "bias_narrow")
+        names += ("kernel_gate", "bias_gate")
+        names = [name for name in names if getattr(self, name) is not None]
+        parameters = [getattr(self, name) for name in names]
+        return Network(
+            on_slots=functools.partial(self, key=key),
+            on_rows=functools.partial(_on_rows, tuple(names), key, self.dropout.rate),
+            parameters=tuple(p[...].astype(self.dtype) for p in parameters),
+            axes=tuple(p.get_metadata()["axes"] for p in parameters),
+        )
+
+
+def _on_rows(names, key, rate, parameters, x_ND, sizes_E, id_N):
+    """Applies each device's experts, and its part of F, to rows that are sorted by expert."""
+    of = dict(zip(names, parameters, strict=True))
+    x_ND = x_ND.astype(of["kernel_wide"].dtype)
+
+    def add(out, bias):
+        if bias not in of:
+            return out
+        return out + grouped_rows(of[bias][:, 0], sizes_E, len(x_ND))
+
+    hidden = add(grouped_matmul(x_ND, of["kernel_wide"], sizes_E), "bias_wide")
+    gate = None
+    if "kernel_gate" in of:
+        gate = add(grouped_matmul(x_ND, of["kernel_gate"], sizes_E), "bias_gate")
+    hidden = activate(hidden, gate)
+    if key is not None and rate > 0:
+        hidden = _drop(hidden, key, rate, id_N)
+    out = mesh.total(grouped_matmul(hidden, of["kernel_narrow"], sizes_E), "tensor")
+    return add(out, "bias_narrow")
+
+
+def _drop(hidden_NF, key, rate: float, id_N):
+    """Drops units at random by the row's number, and so the same ones on any mesh."""
+    width = hidden_NF.shape[1]
+    parts = mesh.axis_size("tensor")
+
+    def keep(number):
+        row = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, (width * parts,))
+        first = jax.lax.axis_index("tensor") * width if parts > 1 else 0
+        return jax.lax.dynamic_slice_in_dim(row, first, width)
+
+    return jnp.where(jax.vmap(keep)(id_N), hidden_NF / (1 - rate), 0)

@@ -1,0 +1,43 @@
+"""Defines the feed-forward network of a block: two linear maps, or three with a gate."""
+
+import jax
+from flax import nnx
+
+from moe.hosts.mesh import constrain
+
+
+class Mlp(nnx.Module):
+    """Applies a linear map, GELU, and another; gated, silu(x G) * (x W) before the last (SwiGLU).
+
+    Shazeer 2020, "GLU variants improve transformer". `out_init` initialises the last kernel.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        gated: bool = False,
+        bias: bool = True,
+        out_init=None,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        wide = {"kernel_metadata": {"axes": ("embed", "mlp")}, "bias_metadata": {"axes": ("mlp",)}}
+        narrow = {"kernel_metadata": {"axes": ("mlp", "embed")}}
+        common = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
+        self.wide = nnx.Linear(dim, hidden, **common, **wide)
+        out_init = out_init or nnx.initializers.lecun_normal()
+        self.narrow = nnx.Linear(hidden, dim, kernel_init=out_init, **common, **narrow)
+        self.gate = nnx.Linear(dim, hidden, **common, **wide) if gated else None
+
+    def __call__(self, x, *, mask=None, train=False, key=None):
+        hidden = activate(self.wide(x), None if self.gate is None else self.gate(x))
+        if self.gate is not None:
+            hidden = constrain(hidden, "batch", None, "mlp")
+        return self.narrow(hidden), None
+
+
+def activate(wide, gate=None):
+    """Returns the hidden units: GELU, or SwiGLU's where there is a gate."""
+    return jax.nn.gelu(wide) if gate is None else jax.nn.silu(gate) * wide
