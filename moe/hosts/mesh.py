@@ -117,6 +117,11 @@ def sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]) -> N
     return NamedSharding(mesh, PartitionSpec(*parts))
 
 
+def fitting(names: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """Says the same of an array on the mesh in context."""
+    return sharding(jax.sharding.get_abstract_mesh(), names, shape).spec
+
+
 def parameter_shardings(mesh: Mesh, state: nnx.State):
     """Says where each parameter of an `nnx.State` lies, by its `axes`; returns the pure dict.
 
@@ -129,6 +134,13 @@ def parameter_shardings(mesh: Mesh, state: nnx.State):
 
     is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
     return nnx.to_pure_dict(jax.tree.map(place, state, is_leaf=is_variable))
+
+
+def platform() -> str:
+    """Returns "cpu", "gpu" or "tpu": of the mesh in context, which may be of devices that are not
+    here, else of JAX's default device."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
 
 
 def axis_size(axis: str) -> int:
@@ -153,6 +165,27 @@ def local(f: Callable, in_specs, out_specs) -> Callable:
 def total(x, axis: str):
     """Returns, inside `local`, the sum of every device's x along an axis."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.psum(x, axis)
+
+
+def alike(*arrays):
+    """Returns, inside `local`, the arrays, all varying over the same mesh axes: the transpose of
+    what made them vary then sums their derivatives."""
+    axes = frozenset().union(*(_varying(a) for a in arrays))
+    return tuple(_vary(a, axes) for a in arrays)
+
+
+def vary_like(x, like):
+    """Returns, inside `local`, x varying over the axes of `like`, as a loop's carry must."""
+    return _vary(x, _varying(like))
+
+
+def _varying(x) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def _vary(x, axes):
+    missing = tuple(sorted(axes - _varying(x)))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
 def on_groups(f: Callable) -> Callable:

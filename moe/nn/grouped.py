@@ -14,17 +14,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moe.hosts import mesh
+
 BLOCK = 64  # rows of a product on CPU: fewer starve it, more waste the last block of a group
 
 
 def grouped_matmul(x_ND, kernel_EDF, sizes_E):
     """Returns out[n] = x[n] @ kernel[group of n], [N, F]."""
-    return _matmul(*_alike(x_ND, kernel_EDF, sizes_E))
+    return _matmul(*mesh.alike(x_ND, kernel_EDF, sizes_E))
 
 
 def grouped_rows(bias_EF, sizes_E, rows: int):
     """Returns out[n] = bias[group of n], [rows, F]."""
-    return _spread(rows, *_alike(bias_EF, sizes_E))
+    return _spread(rows, *mesh.alike(bias_EF, sizes_E))
 
 
 @jax.custom_vjp
@@ -154,17 +156,4 @@ def _filled(x_ND, sizes_E):
 
 def _zeros(shape, like, dtype=None):
     """Returns zeros that vary over the same axes of a mesh as `like`, as a loop's carry must."""
-    return _vary(jnp.zeros(shape, dtype or like.dtype), jax.typeof(like).manual_axis_type.varying)
-
-
-def _alike(*arrays):
-    """Returns the arrays, all varying over the same mesh axes: the transpose of what made them vary
-    then sums their derivatives."""
-    axes = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in arrays))
-    return tuple(_vary(a, axes) for a in arrays)
-
-
-def _vary(x, axes):
-    """Returns x, marked as varying over `axes` too."""
-    missing = tuple(sorted(axes - jax.typeof(x).manual_axis_type.varying))
-    return lax.pcast(x, missing, to="varying") if missing else x
+    return mesh.vary_like(jnp.zeros(shape, dtype or like.dtype), like)

@@ -1,0 +1,111 @@
+"""Computes causal attention among packed documents, by the back end that fits the platform.
+
+  blockwise   plain JAX on any device, also against a cache of keys; memory linear in T
+  splash      the TPU's Pallas kernel, for rows of a multiple of 128 tokens that attend themselves
+  auto        splash on a TPU where it fits, else blockwise
+
+Every back end keeps documents apart; one that cannot do what a call asks for refuses.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moe.errors import UsageError
+from moe.hosts import mesh
+from moe.nn.blockwise import blockwise
+from moe.nn.splash import obstacle, splash
+
+BACKENDS = ("auto", "blockwise", "splash")
+
+
+class Places(NamedTuple):
+    """Says where tokens stand, [B, T] both."""
+
+    segment: jax.Array  # number of the document within its row, from 1; 0: padding
+    position: jax.Array  # within the document, from 0
+
+
+def attention(
+    q_BTHd,
+    k_BSKd,
+    v_BSKd,
+    queries: Places,
+    keys: Places | None = None,
+    *,
+    window: int = 0,
+    softcap: float = 0.0,
+    backend: str = "auto",
+):
+    """Returns, for each query and head, the softmax-weighted mean of values, [B, T, H, d].
+
+    A query sees the keys of its own document at its own or an earlier position; with a window, only
+    the last `window` of these, itself included. Each head of keys serves H/K heads of queries.
+    Logits are scaled by d^-1/2, then capped to softcap * tanh(logits / softcap); they and the
+    softmax are float32 or better. A query that sees nothing gets 0.
+
+    Args:
+      queries: of the queries, and of the keys unless these have their own. Without, the tokens of a
+        document are neighbours in their row and in order, which saves the blocks of the future.
+      keys: of the keys, in any order: a cache.
+      backend: one of `BACKENDS`.
+
+    Raises:
+      UsageError: the back end cannot compute this.
+    """
+    shape = q_BTHd.shape
+    if shape[2] % k_BSKd.shape[2]:
+        raise ValueError(f"{k_BSKd.shape[2]} heads of keys do not divide {shape[2]} of queries")
+    backend = _choose(backend, shape, keys is None)
+
+    def run(q, k, v, queries, keys):
+        if backend == "splash":
+            return splash(q, k, v, queries[0], window=window, softcap=softcap)
+        ordered = keys is None
+        if ordered:  # by place in the row, which no document's start resets
+            place = jnp.arange(shape[1], dtype=jnp.int32)
+            queries = keys = queries[0], jnp.broadcast_to(place, queries[0].shape)
+        options = {"window": window, "softcap": softcap, "ordered": ordered}
+        return blockwise(q, k, v, queries, keys, **options)
+
+    return _on_mesh(run)(q_BTHd, k_BSKd, v_BSKd, queries, keys)
+
+
+def _choose(backend: str, shape, ordered: bool) -> str:
+    """Returns the back end that "auto" stands for, or the one asked for if it can."""
+    if backend not in BACKENDS:
+        raise UsageError(f"attention={backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
+    if backend == "blockwise" or (backend == "auto" and mesh.platform() != "tpu"):
+        return "blockwise"
+    problem = obstacle(shape[1]) if ordered else "a cache of keys has no order that it knows"
+    if problem and backend == "splash":
+        raise UsageError(f"attention='splash' cannot: {problem}; use 'blockwise' or 'auto'")
+    return "blockwise" if problem else "splash"
+
+
+def _on_mesh(run):
+    """Makes each device compute its own examples and heads: attention needs no exchange.
+
+    Where the tensor axis does not divide the heads of keys, these are repeated until it does; what
+    cannot be split evenly is computed by every device.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return run
+
+    def on_mesh(q, k, v, queries, keys):
+        parts, (H, K) = mesh.axis_size("tensor"), (q.shape[2], k.shape[2])
+        whole = math.lcm(K, parts)
+        if H % whole == 0 and whole > K:
+            k, v = (jnp.repeat(a, whole // K, 2) for a in (k, v))
+        heads = "heads" if H % whole == 0 else None
+        arrays = mesh.fitting(("batch", None, heads, None), q.shape)
+        places = mesh.fitting(("batch", None), q.shape[:2])
+        where = (arrays, arrays, arrays, places, None if keys is None else places)
+        # Kernels do not say over which axes of the mesh their results vary.
+        return jax.shard_map(run, in_specs=where, out_specs=arrays, check_vma=False)(
+            q, k, v, queries, keys
+        )
+
+    return on_mesh
