@@ -1,6 +1,6 @@
 """Defines the routers in which each expert chooses its tokens: hard top-k and the relaxed one."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ class ExpertChoice(Router):
       k: experts per token on average; the layer derives the capacity C from it.
       z: weight of the z-loss.
     """
+
+    causal: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -59,6 +61,8 @@ class SparseExpertChoice(Router):
       p, strength: of the operator.
       z: weight of the z-loss.
     """
+
+    causal: ClassVar[bool] = False
 
     def __init__(
         self,

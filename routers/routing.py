@@ -5,6 +5,9 @@ Axis letters, here and in `moe`: B batch, G groups, T tokens in a group, E exper
 H heads, L layers, V classes. `x_GTD` has the axes G, T and D.
 """
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -26,6 +29,9 @@ class Routing:
     # The most weights of a group that are not 0, where the router has such a number.
     rows: int | None = struct.field(pytree_node=False, default=None)
     aux_loss: jax.Array | float = 0.0  # scalar, already weighted by the router's own settings
+    # [G, T]: by how much a token's last chosen expert outscored the next; None where tokens do not
+    # choose, or choose all experts. No gradient.
+    margin: jax.Array | None = None
 
 
 class Router(nnx.Module):
@@ -40,10 +46,15 @@ class Router(nnx.Module):
       __call__(x_GTD, *, mask=None, key=None) -> Routing: `mask` [G, T] is False on padding, which
         gets weight 0 and enters no loss; `key` seeds training noise, None in evaluation. A group's
         routing depends on no other group. Scores are float32.
+      causal: whether, in evaluation and in training, no token's weights depend on later tokens of
+        its group; every router says it. Slots, and whatever bounds them, are the dispatch's matter.
 
     The decision is part of the model: the capacity of an evaluation changes only what the dispatch
     has to drop.
     """
+
+    causal: ClassVar[bool]
+    instead: ClassVar[str] = "topk or sparse_topk"  # causal relatives of a router that is not
 
     def __init__(
         self, dim: int, num_experts: int, *, k: float, rngs: nnx.Rngs, slots: int = 1
@@ -53,6 +64,19 @@ class Router(nnx.Module):
         self.k = k
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (dim, num_experts * slots), jnp.float32))
+
+    @classmethod
+    def why_not_causal(cls, settings: Mapping[str, Any]) -> str | None:
+        """Says in a line why, with these settings, a token's experts depend on later tokens, and
+        what to use instead; None where they do not."""
+        said = getattr(cls, "causal", None)
+        if said is None:
+            return (
+                f"{cls.__name__} does not say whether it is; expected `causal = True` in its class"
+            )
+        if said:
+            return None
+        return f"{cls.__name__} compares each token with later ones; {cls.instead} does not"
 
     def logits(self, x_GTD):
         """Returns the scores [G, T, E], exact to float32.

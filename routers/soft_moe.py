@@ -1,6 +1,6 @@
 """Defines Soft MoE (Puigcerver et al. 2023): slots read mixtures of all tokens, none is dropped."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ class SoftMoE(Router):
     Settings:
       k: slots per token; the layer derives the number of slots per expert from it.
     """
+
+    causal: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """Defines the routers in which each token chooses its experts: hard (softmax top-k) and relaxed."""
 
 import functools
-from typing import Annotated
+import math
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,21 @@ class TopK(Router):
       noise: standard deviation of the noise, in units of 1/E.
       batch_priority: True fills an expert's slots by weight (V-MoE's batch prioritized routing);
         False by order: all first choices in the order of the tokens, then all second choices.
+        Either way a later token may take an earlier one's slot: a causal model's layers ignore both
+        and fill slots in order of position (`moe.nn.dispatch`); True is an error there.
       importance, load, balance, z: weights of the auxiliary losses (`routers.losses`); `load`
         needs noise.
       vmoe_losses: True computes them as published with V-MoE: each group's own, averaged;
         `importance` of the scores without noise; `load` with the threshold over all experts.
     """
+
+    causal: ClassVar[bool] = True  # but for a setting
+
+    @classmethod
+    def why_not_causal(cls, settings):
+        if settings.get("batch_priority"):
+            return "batch_priority=True lets later tokens take slots; batch_priority=False does not"
+        return super().why_not_causal(settings)
 
     def __init__(
         self,
@@ -69,6 +80,7 @@ class TopK(Router):
             priority=None if self.batch_priority else order,
             rows=x_GTD.shape[1] * self.k,
             aux_loss=aux_loss(clean, noisy, chosen, mask=mask),
+            margin=_margin(noisy, rank, self.k),
         )
 
     def _aux_loss(self, has_noise: bool, clean, noisy, chosen, *, mask):
@@ -99,6 +111,8 @@ class SparseTopK(Router):
       importance, balance, z: weights of the auxiliary losses; `balance` counts the relaxed mask.
     """
 
+    causal: ClassVar[bool] = True
+
     def __init__(
         self,
         dim: int,
@@ -126,4 +140,19 @@ class SparseTopK(Router):
             aux_loss=self.importance * losses.importance(probs, mask)
             + self.balance * losses.load_balance(probs, select, mask)
             + self.z * losses.z_loss(logits, mask),
+            margin=self._margin(logits),
         )
+
+    def _margin(self, logits):
+        """Returns by how much the k-th score is above the next, k rounded up."""
+        k = math.ceil(self.k)
+        return _margin(logits, ranks(jax.lax.stop_gradient(logits), k), k)
+
+
+def _margin(scores_GTE, rank_GTE, k: int):
+    """Returns the k-th score less the next one, [G, T]; None where there is no next one."""
+    if k >= scores_GTE.shape[-1]:
+        return None
+    scores_GTE, chosen = jax.lax.stop_gradient(scores_GTE), rank_GTE < k
+    kth = jnp.where(chosen, scores_GTE, jnp.inf).min(-1)
+    return kth - jnp.where(chosen, -jnp.inf, scores_GTE).max(-1)

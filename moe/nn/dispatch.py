@@ -29,11 +29,25 @@ class Dispatched(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Holds the static sizes within which a router's choices vary."""
+    """Holds the static sizes within which a router's choices vary, and who is kept where they bind.
+
+    `in_order` is for causal models: what is kept is then the first by position, each token's
+    choices before any of the next token's, and every bound is a group's own. So a group's output
+    at position t depends on its tokens up to t alone, whatever is dropped.
+    """
 
     capacity: int  # slots C of an expert in a group, of `by_capacity`
     rows: int = 0  # of a group, of `dropless`, where the router does not bound them itself
     receive: float = 2.0  # of `dropless`: the most rows for one device, in fair shares
+    in_order: bool = False
+
+
+def unbound(tokens: int, num_experts: int) -> Limits:
+    """Returns limits in which `dropless` drops nothing: every token may go to every expert, all to
+    one device. Where the router bounds its rows (`topk`: T K), memory is for those; else it is for
+    T E rows of a group; and each of P devices that share the experts has room for those of all P.
+    """
+    return Limits(tokens, tokens * num_experts, math.inf, in_order=True)
 
 
 class Network(NamedTuple):
@@ -59,14 +73,16 @@ def slots_per_expert(tokens: int, k: float, num_experts: int, capacity_factor: f
 def by_capacity(x_GTD, routing: Routing, experts: Callable, limits: Limits) -> Dispatched:
     """Gathers each expert's C tokens, runs the experts as batched matmuls, scatters back.
 
-    An expert keeps, of a group's tokens routed to it, the C of highest priority; the rest is
-    dropped and counted. Cost: 2 G E C D elements moved, and E matmuls of G C rows; no one-hot
-    matrices. Between devices only the slots move, once each way.
+    An expert keeps, of a group's tokens routed to it, the C of highest priority (the first, where
+    `limits.in_order`); the rest is dropped and counted. Cost: 2 G E C D elements moved, and E
+    matmuls of G C rows; no one-hot matrices. Between devices only the slots move, once each way.
     """
     if routing.mix is not None:
         return _by_mixing(x_GTD, routing, experts)
     weights = routing.weights
     priority = weights if routing.priority is None else routing.priority
+    if limits.in_order:
+        priority = jnp.broadcast_to(-jnp.arange(weights.shape[1])[None, :, None], weights.shape)
     pick = mesh.on_groups(functools.partial(_pick, limits.capacity))
     token_GEC, weight_GEC, lost_GE = pick(weights, jax.lax.stop_gradient(priority))
     x_GECD = mesh.on_groups(_rows)(x_GTD, token_GEC)
@@ -132,7 +148,10 @@ def dropless(x_GTD, routing: Routing, experts: Network, limits: Limits) -> Dispa
 
     Memory is static: a group has at most `routing.rows` rows or, of a router without such a number,
     `limits.rows`, the heaviest. Experts that are spread get their rows by an all-to-all of
-    `limits.receive` times the fair share. What finds no room is dropped and counted.
+    `limits.receive` times the fair share. What finds no room is dropped and counted. Where
+    `limits.in_order` the first are kept, not the heaviest, and each group has a fair share of its
+    own: groups that need less leave nothing to others, so that more is dropped than from one share
+    for all groups of a device, and no row of a batch depends on another.
     """
     if routing.mix is not None:
         return _by_mixing(x_GTD, routing, experts)
@@ -141,10 +160,9 @@ def dropless(x_GTD, routing: Routing, experts: Network, limits: Limits) -> Dispa
     bound = min(bound, weights.shape[1] * weights.shape[2])
 
     def on_device(x_GTD, weights_GTE, parameters):
-        kept_GTE = rows.within(weights_GTE, bound, limits.receive)
-        y_GTD = rows.through_experts(
-            experts.on_rows, bound, limits.receive, x_GTD, kept_GTE, parameters
-        )
+        share = rows.share(len(x_GTD), bound, limits.receive, limits.in_order)
+        kept_GTE = rows.within(weights_GTE, bound, share, limits.in_order)
+        y_GTD = rows.through_experts(experts.on_rows, bound, share, x_GTD, kept_GTE, parameters)
         return y_GTD, (kept_GTE > 0).sum(1), (weights_GTE - kept_GTE).sum((1, 2))
 
     batch = mesh.spec("batch")

@@ -12,42 +12,64 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from moe.hosts import mesh
-from routers.selection import largest
+from routers.selection import largest, ranks
 
 
-def within(weights_GTE, bound: int, receive: float):
+def share(groups: int, bound: int, receive: float, in_order: bool) -> int:
+    """Returns S, the most rows that a device sends to one device: `receive` fair shares of those of
+    all its groups, or, in order, as many of each group's."""
+    parts, devices = groups if in_order else 1, mesh.axis_size("expert")
+    rows = groups // parts * bound
+    return parts * math.ceil(min(rows, receive * rows / devices))
+
+
+def within(weights_GTE, bound: int, share: int, in_order: bool):
     """Returns the weights that are kept, 0 elsewhere: the `bound` heaviest of each group and, where
-    experts are spread, of those that go to one device the heaviest `receive` fair shares."""
-    groups, tokens, _ = weights_GTE.shape
-    kept_GTE = _heaviest(weights_GTE.reshape(groups, -1), bound).reshape(weights_GTE.shape)
+    experts are spread, of those that go to one device the heaviest `share`. In order it is the
+    first of each group, and of each group's that go to one device the first of its part."""
+    groups = len(weights_GTE)
+    keep, parts = (_first, groups) if in_order else (_heaviest, 1)
+    kept_GTE = keep(weights_GTE, bound)
     devices = mesh.axis_size("expert")
     if devices == 1:
         return kept_GTE
-    by_device = kept_GTE.reshape(groups * tokens, devices, -1).swapaxes(0, 1)
-    by_device = _heaviest(
-        by_device.reshape(devices, -1), _share(groups * bound, devices, receive)
-    ).reshape(by_device.shape)
-    return by_device.swapaxes(0, 1).reshape(kept_GTE.shape)
+    by_device = kept_GTE.reshape(parts, -1, devices, kept_GTE.shape[-1] // devices).swapaxes(1, 2)
+    rows = by_device.reshape(parts * devices, *by_device.shape[2:])
+    by_device = keep(rows, share // parts).reshape(by_device.shape)
+    return by_device.swapaxes(1, 2).reshape(kept_GTE.shape)
 
 
-def _share(rows: int, devices: int, receive: float) -> int:
-    """Returns S, the most rows that a device can send to one device."""
-    return min(rows, math.ceil(receive * rows / devices))
+def _heaviest(weights_RTE, count: int):
+    """Keeps each row's `count` largest, 0 elsewhere."""
+
+    def cut(weights_RTE):
+        weights_RX = jax.lax.stop_gradient(weights_RTE).reshape(len(weights_RTE), -1)
+        return jnp.where(largest(weights_RX, count).reshape(weights_RTE.shape), weights_RTE, 0)
+
+    return _where_above(weights_RTE, count, cut)
 
 
-def _heaviest(weights_RX, count: int):
-    """Keeps each row's `count` largest, 0 elsewhere; sorts only where a row has more above 0."""
-    if count >= weights_RX.shape[-1]:
-        return weights_RX
+def _first(weights_RTE, count: int):
+    """Keeps each row's first `count` above 0, 0 elsewhere; of one token the heaviest first."""
 
-    def cut(weights_RX):
-        return jnp.where(largest(jax.lax.stop_gradient(weights_RX), count), weights_RX, 0)
+    def cut(weights_RTE):
+        own_RT = (weights_RTE > 0).sum(-1)
+        left_RT = count - (jnp.cumsum(own_RT, axis=1) - own_RT)  # by the tokens before
+        place_RTE = ranks(jax.lax.stop_gradient(weights_RTE), weights_RTE.shape[-1])
+        return jnp.where(place_RTE < left_RT[..., None], weights_RTE, 0)
 
-    overflows = ((weights_RX > 0).sum(-1) > count).any()
-    return jax.lax.cond(overflows, cut, lambda weights_RX: weights_RX, weights_RX)
+    return _where_above(weights_RTE, count, cut)
 
 
-def through_experts(network: Callable, bound: int, receive: float, x_GTD, kept_GTE, parameters):
+def _where_above(weights_RTE, count: int, cut: Callable):
+    """Applies `cut`, which sorts, only where a row has more than `count` weights above 0."""
+    if count >= weights_RTE[0].size:
+        return weights_RTE
+    overflows = ((weights_RTE > 0).sum((1, 2)) > count).any()
+    return jax.lax.cond(overflows, cut, lambda weights_RTE: weights_RTE, weights_RTE)
+
+
+def through_experts(network: Callable, bound: int, share: int, x_GTD, kept_GTE, parameters):
     """Returns each token's weighted sum of its experts' outputs, [G, T, D].
 
     `network(parameters, x_ND, sizes_E, id_N)` are the experts of this device on sorted rows; id_N
@@ -68,7 +90,6 @@ def through_experts(network: Callable, bound: int, receive: float, x_GTD, kept_G
     if devices == 1:
         out_ND = network(parameters, x_ND, sizes_E, id_N)
     else:
-        share = _share(len(row_N), devices, receive)
         out_ND = _abroad(network, share, x_ND, sizes_E.reshape(devices, -1), id_N, parameters)
     out_ND *= weight_N[:, None].astype(out_ND.dtype)
     y_XD = jnp.zeros((groups * tokens, dim), out_ND.dtype).at[token_N].add(out_ND)

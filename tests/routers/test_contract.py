@@ -104,6 +104,35 @@ def test_groups_do_not_see_each_other(name):
 
 
 @routers
+@pytest.mark.parametrize("noisy", [False, True])
+def test_looks_ahead_exactly_if_it_says_so(name, noisy):
+    router, key = build(name), jax.random.key(0) if noisy else None
+    assert "causal" in vars(ROUTERS[name]) and isinstance(router.causal, bool)
+    t = T // 2
+    one, other = route(router, X, key=key), route(router, X.at[:, t:].multiply(-3.0), key=key)
+    unchanged = all(
+        (a[:, :t] == b[:, :t]).all()
+        for a, b in ((one.weights, other.weights), (one.mix, other.mix), (one.margin, other.margin))
+        if a is not None
+    )
+    assert unchanged == router.causal
+    why = router.why_not_causal({})
+    assert (why is None) == router.causal
+    if why:
+        relatives = [other for other in ROUTERS if re.search(rf"\b{other}\b", why)]
+        assert relatives and all(ROUTERS[other].causal for other in relatives)
+
+
+@routers
+def test_the_margin_is_that_of_the_last_expert_chosen(name):
+    margin = route(build(name), X).margin
+    if margin is not None:
+        scores = -np.sort(-np.asarray(build(name).logits(X)), axis=-1)
+        np.testing.assert_allclose(margin, scores[..., 1] - scores[..., 2], atol=1e-5)
+    assert route(build(name, k=E), X).margin is None  # every token has every expert
+
+
+@routers
 def test_padding_is_invisible(name):
     router = build(name)
     one = route(router, X, MASK)
@@ -144,6 +173,12 @@ def test_scores_are_not_rounded_to_bfloat16(name):
 def test_impossible_k_names_both(name, k):
     with pytest.raises(ValueError, match=re.escape(f"num_experts={E};") + f".*{k}"):
         build(name, k=k)
+
+
+def test_a_setting_may_look_ahead():
+    assert ROUTERS["topk"].why_not_causal({"k": 2, "batch_priority": False}) is None
+    why = ROUTERS["topk"].why_not_causal({"k": 2, "batch_priority": True})
+    assert "batch_priority=False" in why
 
 
 @pytest.mark.parametrize(("name", "loss"), SETTINGS)
