@@ -2,49 +2,15 @@
 
 python eval.py --workdir=DIR [--step=N] [--split=SPLIT] [--config.KEY=VALUE ...]
 
-The model is the one that was trained, by the run's own saved config. Overrides may change what is
-measured (data.name, data.image_size, model.dtype, moe.eval_capacity_factor, moe.dispatch and
-moe.dropless_*) and where (data.data_dir, eval.batch_size, mesh.*); without mesh.* the devices at
-hand are used, however many had trained it. What was changed stands in the table's title.
-
-The newest checkpoint on the config's data.eval_split is written to DIR/eval.json and DIR/pictures.
-Any other evaluation has files of its own: DIR/eval-SPLIT-STEP.json and DIR/pictures-SPLIT-STEP
-where --step or another --split is given, and -KEY=VALUE after that for what is measured.
-
-A run whose config file registers a router of its own needs that file too, --config=FILE; nothing
-else is taken from it.
+The program is in moe/commands/eval.py; an installed permoe has it as `permoe eval`.
 """
 
-import argparse
-import signal
+import functools
+import sys
 
-if __name__ == "__main__":  # until there is something to save, Ctrl-C ends without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from moe import commands
 
-from moe import cli
-from moe.hosts import cluster, distributed
-
-
-def main(argv) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--workdir", required=True, help="the directory of a run")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
-    parser.add_argument("--split", help="of the data set; default: config.data.eval_split")
-    parser.add_argument("--config", help="a config file, for the routers that it registers")
-    cluster.add_flags(parser)
-    flags, overrides = cli.parse(parser, argv)
-    workdir = cli.local_path(flags.workdir)
-    if flags.config is not None:
-        cli.load_config(flags.config, {})
-    with distributed.processes(flags):
-        from moe.evaluate.evaluation import (
-            evaluate_run,  # late: a misspelt flag should not wait for JAX
-        )
-
-        evaluate_run(workdir, step=flags.step, split=flags.split, overrides=overrides)
-
+main = functools.partial(commands.call, "eval")
 
 if __name__ == "__main__":
-    cli.run(main)
+    commands.start("eval", sys.argv[1:])

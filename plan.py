@@ -1,44 +1,16 @@
 """Plan a run on hardware that is not at hand: print whether it fits, how fast it is, and why.
 
 python plan.py --config=configs/vmoe_15b.py --topology=v5p:4x4x8 [--sweep] [--json=FILE]
-               [--config.KEY=VALUE ...]
 
-Topologies: v4, v5e, v5p, v6e with the shape of a slice (v5e:16x16; 2xv5e:16x16 for two of them),
-a100, h100, h200 with hosts x GPUs (h100:4x8), and cpu:N. TPUs need their compiler, and no TPU:
-pip install -e '.[plan]' in this checkout.
+The program is in moe/commands/plan.py; an installed permoe has it as `permoe plan`.
 """
 
-import argparse
-import signal
+import functools
+import sys
 
-if __name__ == "__main__":  # until there is something to save, Ctrl-C ends without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from moe import commands
 
-from moe import cli
-
-
-def main(argv) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="a file of configs/")
-    parser.add_argument("--topology", required=True, help="CHIP:SHAPE, for example v5p:4x4x8")
-    parser.add_argument("--json", help="a file for all the numbers")
-    parser.add_argument(
-        "--sweep",
-        type=int,
-        nargs="?",
-        const=8,
-        metavar="N",
-        help="compile the N most promising meshes and remat policies and rank them; default 8",
-    )
-    flags, overrides = cli.parse(parser, argv)
-    config = cli.load_config(flags.config, overrides)
-    file = None if flags.json is None else cli.local_path(flags.json, "--json")
-    from moe.plan.answer import answer  # late: a misspelt key should not wait for JAX
-
-    answer(config, flags.topology, flags.sweep, file)
-
+main = functools.partial(commands.call, "plan")
 
 if __name__ == "__main__":
-    cli.run(main)
+    commands.start("plan", sys.argv[1:])

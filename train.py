@@ -2,37 +2,15 @@
 
 python train.py --config=configs/digits.py --workdir=DIR [--config.KEY=VALUE ...]
 
-On several hosts, the same command on each; docs/hosts.md.
+The program is in moe/commands/train.py; an installed permoe has it as `permoe train`.
 """
 
-import argparse
-import signal
+import functools
+import sys
 
-if __name__ == "__main__":  # until there is something to save, Ctrl-C ends without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from moe import commands
 
-from moe import cli
-from moe.hosts import cluster, distributed
-
-
-def main(argv) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="a file of configs/")
-    parser.add_argument("--workdir", required=True, help="the directory of the run")
-    parser.add_argument(
-        "--extend", action="store_true", help="a run that is there may get more steps than it had"
-    )
-    cluster.add_flags(parser)
-    flags, overrides = cli.parse(parser, argv)
-    workdir = cli.local_path(flags.workdir)
-    config = cli.load_config(flags.config, overrides)
-    with distributed.processes(flags):
-        from moe.train.trainer import train  # late: a misspelt key should not wait for JAX
-
-        train(config, workdir, flags.extend)
-
+main = functools.partial(commands.call, "train")
 
 if __name__ == "__main__":
-    cli.run(main)
+    commands.start("train", sys.argv[1:])

@@ -1,6 +1,6 @@
 """CIFAR-100 from scratch: a small V-MoE on 32 x 32 images, for one accelerator.
 
-    pip install -e '.[prepare]' && python -m moe.data.prepare cifar100
+    pip install 'permoe[prepare]' && python -m moe.data.prepare cifar100
     python train.py --config=configs/cifar100.py --workdir=runs/cifar100
     ... --config.moe.dense=True                          the dense counterpart at equal FLOPs
 

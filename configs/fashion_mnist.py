@@ -1,6 +1,6 @@
 """Fashion-MNIST: a V-MoE on 28 x 28 images, for one GPU or a patient laptop.
 
-    pip install -e '.[prepare]' && python -m moe.data.prepare fashion_mnist
+    pip install 'permoe[prepare]' && python -m moe.data.prepare fashion_mnist
     python train.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
     ... --config.moe.dense=True                          the dense counterpart at equal FLOPs
 

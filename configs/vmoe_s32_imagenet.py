@@ -5,7 +5,7 @@ vmoe_s32_last2_ilsvrc2012_randaug_light1.py, which reports 73.1 % on its test sp
 validation images) and 76.8 % on its validation split (1 % of the training images) after 5 h 50 min
 on a TPUv3-32. Its S has 8 blocks of width 512, unlike the S of other papers.
 
-    pip install -e '.[prepare]' && python -m moe.data.prepare imagenet2012
+    pip install 'permoe[prepare]' && python -m moe.data.prepare imagenet2012
     python train.py --config=configs/vmoe_s32_imagenet.py --workdir=runs/vmoe_s32
     ... --config.router.name=sparse_expert_choice        the paper's router on the same model
     ... --config.moe.dense=True                          the dense counterpart at equal FLOPs

@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
+from moe import config_files
 from moe.checks import check
 from moe.config import PATH_KEYS, flatten
 from moe.errors import UsageError
+
+CONFIG_HELP = "a config file, or the name of a shipped one"
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -72,18 +75,16 @@ def local_path(text: str, name: str = "--workdir") -> pathlib.Path:
     return path
 
 
-def load_config(path: str, overrides: dict[str, str]) -> ConfigDict:
-    """Returns `get_config()` of a Python file, with the overrides applied.
+def read_config(path: str) -> ConfigDict:
+    """Returns `get_config()` of a Python file, or of the shipped config of that name, unchecked.
 
-    What the file itself raises is its author's and passes as it is.
+    What the file itself raises is its author's and passes as it is; what it registers is known now.
 
     Raises:
-      UsageError: there is no such file, it makes no config, or the config cannot be run.
+      UsageError: there is no such file, or it makes no config.
     """
-    file = local_path(path, "--config")
-    if not file.is_file() or file.suffix != ".py":
-        known = ", ".join(sorted(map(str, pathlib.Path("configs").glob("[!_]*.py"))))
-        raise UsageError(f"no config file {path!r}; here are {known or 'none'}")
+    file = config_files.find(local_path(path, "--config"))
+    config_files.let_import(file)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -92,7 +93,16 @@ def load_config(path: str, overrides: dict[str, str]) -> ConfigDict:
     config = module.get_config()
     if not isinstance(config, ConfigDict):
         raise UsageError(f"get_config() of {path} returns no config; see moe.config.default()")
-    return apply(config, overrides)
+    return config
+
+
+def load_config(path: str, overrides: dict[str, str]) -> ConfigDict:
+    """Returns the config of a file, see `read_config`, with the overrides applied.
+
+    Raises:
+      UsageError: there is none, or it cannot be run.
+    """
+    return apply(read_config(path), overrides)
 
 
 def apply(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:

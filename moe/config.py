@@ -16,6 +16,7 @@ from moe.errors import UsageError
 from moe.models.vit import POOLS, POSITIONS, SIZES
 from moe.nn.blocks import REMATS
 from moe.nn.dispatch import DISPATCHES
+from moe.plugins import GROUP, load_routers
 from moe.ranges import Key, annotated, fit, keyword_settings
 from moe.train.optimizer import DIRECTIONS, SCHEDULES, warmup_steps
 from moe.train.step import LOSSES
@@ -39,8 +40,13 @@ PATH_KEYS = ("data.data_dir", "init.workdir")
 REMOVED_KEYS = ("compile_cache", "optimizer.grad_dtype")
 
 
+class UnknownRouter(UsageError):
+    """A run's router is not registered here."""
+
+
 def keys() -> dict[str, Key]:
     """Returns every key, {"data.name": Key(default, range), ...}."""
+    load_routers()
     sections = {
         "seed": Key(0, "[0, 2^63)"),
         "num_steps": Key(1000, COUNT),
@@ -212,9 +218,10 @@ def from_json(text: str) -> ConfigDict:
     values = flatten(saved)
     known, router = keys(), values.get("router.name", keys()["router.name"].default)
     if router not in ROUTERS:
-        raise UsageError(
-            f"its router {router!r} is none of {', '.join(ROUTERS)}; where the run's config file "
-            "registers it, say --config=FILE"
+        raise UnknownRouter(
+            f"its router {router!r} is none of {', '.join(ROUTERS)}: if the run's config file "
+            "registers it, say --config=FILE; if a package does (its entry point in the group "
+            f"{GROUP}), install that package here"
         )
     config = {name: key.default for name, key in known.items()}
     for name, value in values.items():

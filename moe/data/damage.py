@@ -21,7 +21,7 @@ def prepare_command(name: str, data_dir: str) -> str:
     """Returns what to type to prepare a data set."""
     # `tfds build` would need Apache Beam as well: tfds 4.9.10 imports it for every command.
     arguments = f"{shlex.quote(name)} --data_dir={shlex.quote(data_dir)}"
-    return f"pip install -e '.[prepare]' && python -m moe.data.prepare {arguments}"
+    return f"pip install 'permoe[prepare]' && python -m moe.data.prepare {arguments}"
 
 
 def version_folders(name: str, data_dir: str) -> Iterator[str]:

@@ -74,7 +74,7 @@ def compare(
       UsageError: before anything is trained, an unknown or repeated name, no seed, a key that the
         rows set, a run that cannot start, or a directory that cannot be written to.
     """
-    cli.load_config(config_file, {})  # first: the file may register routers
+    cli.read_config(config_file)  # first: the file may register routers
     for key, instead in CHOSEN.items():
         if key in overrides:
             raise UsageError(f"--config.{key}: the rows of a comparison set it; use {instead}")

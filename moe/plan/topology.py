@@ -114,8 +114,8 @@ def _described_devices(chip: Chip, shape: tuple[int, ...], slices: int) -> Seque
         raise UsageError(f"--topology: {chip.name} has no slice {text} ({error})") from error
     except RuntimeError as error:
         raise UsageError(
-            "planning for a TPU needs its compiler, libtpu (no TPU): run pip install -e '.[plan]' "
-            "in the checkout of permoe"
+            "planning for a TPU needs its compiler, libtpu (no TPU): type "
+            "pip install 'permoe[plan]'"
         ) from error
     return topology.devices
 

@@ -33,6 +33,8 @@ def saved_config(workdir: pathlib.Path) -> ConfigDict | None:
         return configs.from_json(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except configs.UnknownRouter as error:
+        raise UsageError(f"{file} cannot be used here: {error}") from error
     except (OSError, ValueError, TypeError, AttributeError, KeyError, UsageError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)[:200]
         raise UsageError(

@@ -219,7 +219,7 @@ def _message(*arguments) -> str:
 def test_missing_set(data_dir):
     assert _message("cifar100", "train", data_dir) == (
         f"data set 'cifar100' is not prepared in {data_dir}: prepare it once with "
-        "`pip install -e '.[prepare]' && python -m moe.data.prepare cifar100 "
+        "`pip install 'permoe[prepare]' && python -m moe.data.prepare cifar100 "
         f"--data_dir={data_dir}` (this step alone needs TensorFlow)"
     )
     assert "is not prepared" in _message("no such name!", "train", data_dir)

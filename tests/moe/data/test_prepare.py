@@ -17,7 +17,7 @@ def test_stock_set_without_tensorflow(tmp_path, capsys):
     assert prepare.main(["cifar100", f"--data_dir={tmp_path}"]) == 2
     assert capsys.readouterr().err == (
         "error: preparing 'cifar100' needs TensorFlow, which is not installed: type "
-        "`pip install -e '.[prepare]' && python -m moe.data.prepare cifar100 "
+        "`pip install 'permoe[prepare]' && python -m moe.data.prepare cifar100 "
         f"--data_dir={tmp_path}`\n"
     )
 

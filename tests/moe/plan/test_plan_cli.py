@@ -10,7 +10,7 @@ from tests.moe.test_cli import run
 
 needs_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, the TPU's compiler, is not installed: pip install -e '.[plan]'",
+    reason="libtpu, the TPU's compiler, is not installed: pip install 'permoe[plan]'",
 )
 DIGITS = "--config=configs/digits.py"
 SMALL = [
