@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 from moe.errors import UsageError
 
 PIECE = 1 << 20
+_LOOKED_AT = 8192  # bytes of a document, where no text has a zero
 _LINES = (".jsonl", ".ndjson")
 
 
@@ -108,14 +109,12 @@ def _decompressed(path: str, raw: BinaryIO) -> BinaryIO:
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
     """Yields a file in pieces, cut at the end of a line, else at the end of a character."""
     rest = b""
-    while block := file.read(PIECE):
+    while len(block := file.read(PIECE)) == PIECE:
         block = rest + block
         cut = block.rfind(b"\n") + 1 or _character(block)
-        if cut:
-            yield block[:cut]
+        yield block[:cut]
         rest = block[cut:]
-    if rest:
-        yield rest
+    yield rest + block
 
 
 def _character(block: bytes) -> int:
@@ -168,7 +167,7 @@ def _checked(name: str, pieces: Iterable[bytes], utf8: bool, replace: bool) -> I
     """Yields the pieces that are not empty; looks at the first whether it is text at all."""
     offset = 0
     for piece in pieces:
-        if not offset and b"\0" in piece[:8192]:
+        if offset < _LOOKED_AT and b"\0" in piece[: _LOOKED_AT - offset]:
             raise UsageError(
                 f"{name} is no text (it has a zero byte): pass a --files pattern that leaves it "
                 "out, or convert it to UTF-8"

@@ -82,8 +82,9 @@ class TextSource:
             np.flatnonzero(self.tokens[start : start + _BLOCK] == self.begin) + start
             for start in range(0, len(self.tokens), _BLOCK)
         ]
-        first, last = np.array([0]), np.array([len(self.tokens)])
-        return np.unique(np.concatenate([first, *found, last]))
+        closed = int(self.tokens[len(self.tokens) - 1 :][0]) == self.begin
+        edges = [0] if closed else [0, len(self.tokens)]
+        return np.unique(np.concatenate([edges, *found]))
 
     def document(self, index: int) -> np.ndarray:
         """Returns the tokens of a document without those that begin and end it."""
