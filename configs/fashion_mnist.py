@@ -1,6 +1,8 @@
 """Fashion-MNIST: a V-MoE on 28 x 28 images, for one GPU or a patient laptop.
 
-    pip install 'permoe[prepare]' && python -m moe.data.prepare fashion_mnist
+    apt-get install dataset-fashion-mnist                (Debian, Ubuntu), or the four files of
+                                                         github.com/zalandoresearch/fashion-mnist
+    python -m moe.data.prepare images --name=fashion_mnist --idx=/usr/share/datasets/fashion-mnist
     python train.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
     ... --config.moe.dense=True                          the dense counterpart at equal FLOPs
 

@@ -16,6 +16,9 @@ DESCRIPTION = {
     "dataset_info.json": read_only_builder.builder_from_directory,
 }
 
+# Beside them, where the set was made of one's own files: the command that made it.
+COMMAND_FILE = "prepared_by.txt"
+
 
 def prepare_command(name: str, data_dir: str) -> str:
     """Returns what to type to prepare a data set."""
@@ -66,12 +69,17 @@ def check_description(name: str, data_dir: str, folder: str) -> None:
             ) from error
 
 
-def prepare_again(name: str, data_dir: str, file: str) -> str:
+def prepare_again(name: str, data_dir: str, damaged: str) -> str:
     """Returns what to do about a damaged file of a set."""
-    folder = os.path.dirname(file)
+    folder = os.path.dirname(damaged)
     if name in digits.NAMES:
         return f"delete {folder}, and the next start prepares it again"
-    return f"delete {folder} and prepare it again with `{prepare_command(name, data_dir)}`"
+    try:
+        with open(os.path.join(folder, COMMAND_FILE)) as file:
+            command = file.read().strip()
+    except (OSError, ValueError):
+        command = prepare_command(name, data_dir)
+    return f"delete {folder} and prepare it again with `{command}`"
 
 
 def reason_of(error: Exception) -> str:

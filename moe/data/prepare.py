@@ -1,6 +1,7 @@
 """Prepares a data set: files of one's own, or a stock TFDS set, the one step that needs TensorFlow.
 
     python -m moe.data.prepare text --files='DIR/**/*.txt' --out=DIR
+    python -m moe.data.prepare images --folder=DIR --name=NAME
     python -m moe.data.prepare cifar100 --data_dir=DIR
 
 A stock set is downloaded and converted; all of permoe then reads DIR without TensorFlow.
@@ -14,12 +15,13 @@ import tensorflow_datasets as tfds
 
 from moe.data import digits
 from moe.data.damage import prepare_command, reason_of
+from moe.data.images import prepare as images
 from moe.data.prepared import resolve_data_dir
 from moe.data.text import prepare as text
 from moe.errors import UsageError
 
 # What makes a set of one's own files: takes the arguments after its name, returns the folder.
-OWN = {"text": text.main}
+OWN = {"images": images.main, "text": text.main}
 
 
 def prepare(name: str, data_dir: str | None = None) -> str:

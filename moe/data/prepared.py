@@ -124,7 +124,8 @@ def _builder(name: str, data_dir: str) -> dataset_builder.DatasetBuilder:
         only = f" (found only {', '.join(sorted(folders))})" if folders else ""
         raise UsageError(
             f"data set '{name}' is not prepared in {data_dir}{only}: prepare it once with "
-            f"`{prepare_command(name, data_dir)}` (this step alone needs TensorFlow)"
+            f"`{prepare_command(name, data_dir)}` (this step alone needs TensorFlow), or from "
+            "files of your own: `python -m moe.data.prepare images --help`"
         ) from error
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from moe.data.staging import staging
 from moe.data.text import bpe, token_set, writer
 from moe.data.text.documents import Piece, find_files, read_pieces
 from moe.data.text.tokenizer import BYTES, Bytes, Tokenizer, read
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> str:
         )
     out = pathlib.Path(options.out).expanduser()
     files = find_files(options.files)
-    with writer.staging(out) as folder, _progress() as bar:
+    with staging(out) as folder, _progress() as bar:
         manifest = _prepare(options, files, folder, bar, ["text", *argv])
     print(_summary(manifest), file=sys.stderr)
     return str(out)

@@ -11,8 +11,6 @@ token; after the last one of all stands one more `begin`, which the last is to p
 """
 
 import array
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +20,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from moe.data.staging import sync
 from moe.data.text.tokenizer import FILE, Tokenizer
 from moe.errors import UsageError
 
@@ -36,58 +35,6 @@ PARTS = {"train": TOKENS, "validation": "validation.part", "test": "test.part"}
 def token_type(vocabulary: int) -> np.dtype:
     """Returns how tokens lie in the file."""
     return np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
-
-
-@contextlib.contextmanager
-def staging(out: pathlib.Path):
-    """Gives a folder beside `out` which takes that name when the block ends without an error.
-
-    What a killed process left is removed by the next one: the kernel's lock on it tells it from the
-    folder of a process that still writes.
-
-    Raises:
-        UsageError: there is such a folder already, another process makes one, or it cannot be
-            written.
-    """
-    out = pathlib.Path(os.path.abspath(out))
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"--out={out} exists: delete it, or name another folder")
-    made = out.with_name(f"{out.name}.incomplete")
-    try:
-        made.mkdir(parents=True, exist_ok=True)
-        lock = os.open(made, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for name in (*FILES, *PARTS.values(), MANIFEST):
-                (made / name).unlink(missing_ok=True)
-            try:
-                yield made
-                _sync(made)
-                os.rename(made, out)
-                _sync(out.parent)
-            except BaseException:
-                shutil.rmtree(made, ignore_errors=True)
-                raise
-        finally:
-            os.close(lock)
-    except BlockingIOError as error:
-        raise UsageError(
-            f"another process prepares {out}: wait until it has ended, or name another --out"
-        ) from error
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {out} ({error.strerror or error}): pass a folder that can be written as "
-            "--out=DIR, and look whether its disk is full"
-        ) from error
-
-
-def _sync(path: pathlib.Path) -> None:
-    """Waits until a file or a folder is on the disk."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 class Writer:
@@ -179,7 +126,7 @@ class Writer:
         }
         (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for name in (*FILES, MANIFEST):
-            _sync(self._folder / name)
+            sync(self._folder / name)
         return manifest
 
 

@@ -220,7 +220,8 @@ def test_missing_set(data_dir):
     assert _message("cifar100", "train", data_dir) == (
         f"data set 'cifar100' is not prepared in {data_dir}: prepare it once with "
         "`pip install 'permoe[prepare]' && python -m moe.data.prepare cifar100 "
-        f"--data_dir={data_dir}` (this step alone needs TensorFlow)"
+        f"--data_dir={data_dir}` (this step alone needs TensorFlow), or from files of your own: "
+        "`python -m moe.data.prepare images --help`"
     )
     assert "is not prepared" in _message("no such name!", "train", data_dir)
 

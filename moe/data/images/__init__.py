@@ -1,0 +1,1 @@
+"""Prepares image classification sets from files of one's own, without TensorFlow."""
