@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from moe.data import prepare
+from moe.data.staging import staging
 from moe.data.text import documents, open_text, open_tokenizer, writer
 from moe.errors import UsageError
 from tests.moe.data.text.sources import needs_tokenizers
@@ -219,7 +220,7 @@ def test_killed_it_leaves_nothing_that_opens(tmp_path):
         tokens = made / writer.TOKENS
         while not (tokens.exists() and tokens.stat().st_size) and process.poll() is None:
             time.sleep(0.005)
-        with pytest.raises(UsageError, match="another process prepares"), writer.staging(out):
+        with pytest.raises(UsageError, match="another process prepares"), staging(out):
             pass
     finally:
         process.send_signal(signal.SIGKILL)
