@@ -8,6 +8,7 @@ import pytest
 from moe.data.text import Mixture, eval_batches, open_text, open_tokenizer, shards
 from moe.data.text.shards import BEGIN, Shards
 from moe.errors import DataError, UsageError
+from tests.moe.data.text.sources import needs_tokenizers
 
 
 def write(path, tokens, magic=shards.MAGIC, version=1, count=None):
@@ -62,6 +63,26 @@ def test_another_tokenizer_is_one_line(folder):
     (folder / "tokenizer.json").write_bytes(open_text("stdlib", "train").tokenizer)
     with pytest.raises(DataError, match="has 257 tokens, not GPT-2's 50257"):
         open_text(str(folder), "train")
+
+
+@needs_tokenizers
+def test_gpt2s_tokenizer_tells_the_bytes(folder):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    words = [*letters, *(f"{i:x}\u0120" for i in range(BEGIN - len(letters)))]
+    vocabulary = {word: i for i, word in enumerate([*words, "<|endoftext|>"])}
+    model = Tokenizer(models.BPE(vocabulary, []))
+    model.add_special_tokens(["<|endoftext|>"])
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    (folder / "tokenizer.json").write_text(model.to_str())
+    source = open_text(str(folder), "train")
+    expected = [len(word) for word in words] + [0]
+    assert source.token_bytes.tolist() == expected
+    (batch,) = eval_batches(open_text(str(folder), "val"), batch_size=1, seq_len=40)
+    assert batch["bytes"].sum() == sum(expected[t] for t in batch["targets"][0] if t)
+    assert open_tokenizer(source).decode(open_tokenizer(folder).encode("a b")) == "a b"
 
 
 @pytest.mark.parametrize(
