@@ -83,6 +83,21 @@ def test_priority_decides_who_is_kept():
     np.testing.assert_allclose(out.y_GTD[0, :, 0], [0.5, 0.2, 0], rtol=1e-6)
 
 
+def test_in_order_the_first_are_kept_whatever_the_weight_and_the_priority():
+    weights = jnp.array([0.1, 0.0, 0.5, 0.9]).reshape(1, 4, 1)
+    routing = Routing(weights, priority=weights)
+    x = jnp.arange(4.0).reshape(1, 4, 1) + 1
+    out = by_capacity(x, routing, lambda x: x, Limits(2, in_order=True))
+    np.testing.assert_allclose(out.y_GTD[0, :, 0], [0.1, 0, 1.5, 0], rtol=1e-6)
+    np.testing.assert_allclose(out.dropped, 0.9 / 1.5, rtol=1e-5)
+    weights = jnp.array([[0.5, 0.01], [0.0, 0.9], [0.1, 0.3]])[None]
+    out = quick_jit(
+        lambda x: dropless(x, Routing(weights), TOKENS_THEMSELVES, Limits(0, 4, in_order=True))
+    )(jnp.ones((1, 3, 1)))
+    np.testing.assert_allclose(out.y_GTD[0, :, 0], [0.51, 0.9, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(out.dropped, 0.1 / 1.81, rtol=1e-5)
+
+
 def test_an_expert_without_tokens_is_harmless():
     weights = jnp.zeros((1, 4, 2)).at[..., 0].set(1)
     out = by_capacity(jnp.ones((1, 4, 1)), Routing(weights), lambda x: x, Limits(4))
