@@ -1,8 +1,9 @@
-"""Reads the command line, `--config.KEY=VALUE`, and ends on an error: one line, exit code 2."""
+"""Reads the command line, `--config.KEY=VALUE`, and ends on errors: a line each, exit code 2."""
 
 import argparse
 import ast
 import difflib
+import functools
 import importlib.util
 import logging
 import pathlib
@@ -13,19 +14,20 @@ from ml_collections import ConfigDict
 
 from moe import config_files
 from moe.checks import check
-from moe.config import PATH_KEYS, flatten
-from moe.errors import UsageError
+from moe.config import PATH_KEYS, check_ranges, flatten
+from moe.errors import UsageError, check_all
 
 CONFIG_HELP = "a config file, or the name of a shipped one"
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Calls `main` with the arguments and exits: 2 with one line on a `UsageError`."""
+    """Calls `main` with the arguments and exits: 2 with a line for each thing that was wrong."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of options that we mean
     try:
         sys.exit(main(sys.argv[1:]))
     except UsageError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        for wrong in getattr(error, "found", [error]):
+            print("error:", " ".join(str(wrong).split()), file=sys.stderr)
         sys.exit(2)
 
 
@@ -109,22 +111,31 @@ def apply(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
     """Sets the keys, each read as the type that it has; returns the checked and locked config.
 
     Raises:
-      UsageError: an unknown key (with the nearest known ones), a value of another type or outside
-        its range, or values that do not fit each other.
+      UsageError: unknown keys (with the nearest known ones), values of another type or outside
+        their range; where there are none, values that do not fit each other: all in one go.
     """
     known = flatten(config)
-    for key, text in overrides.items():
-        if key not in known:
-            inside = [k for k in known if k.startswith(key + ".") and k.count(".") == 1]
-            close = inside or difflib.get_close_matches(key, known, 3, 0.6) or list(config)
-            raise UsageError(f"unknown key config.{key}; did you mean {', '.join(close)}?")
-        config.update_from_flattened_dict({key: _read(key, text, known[key])})
+    typed = [functools.partial(_set, config, known, key, text) for key, text in overrides.items()]
+    check_all([*typed, lambda: _read_paths(config), lambda: check_ranges(config)])
+    check(config)
+    return config.lock()
+
+
+def _set(config: ConfigDict, known: dict[str, object], key: str, text: str) -> None:
+    """Sets a key to what the text says."""
+    if key not in known:
+        inside = [k for k in known if k.startswith(key + ".") and k.count(".") == 1]
+        close = inside or difflib.get_close_matches(key, known, 3, 0.6) or list(config)
+        raise UsageError(f"unknown key config.{key}; did you mean {', '.join(close)}?")
+    config.update_from_flattened_dict({key: _read(key, text, known[key])})
+
+
+def _read_paths(config: ConfigDict) -> None:
+    """Reads the keys that are paths as a shell does."""
     for key in PATH_KEYS:
         if typed := flatten(config).get(key):
             path = str(local_path(typed, f"--config.{key}"))
             config.update_from_flattened_dict({key: path})
-    check(config)
-    return config.lock()
 
 
 def _read(key: str, text: str, old):

@@ -7,12 +7,13 @@ docs/config.md says how a range is written and which keys may change while a run
 """
 
 import dataclasses
+import functools
 import json
 
 from ml_collections import ConfigDict
 
 from moe.data import Augment
-from moe.errors import UsageError
+from moe.errors import UsageError, check_all
 from moe.models.vit import POOLS, POSITIONS, SIZES
 from moe.nn.blocks import REMATS
 from moe.nn.dispatch import DISPATCHES
@@ -140,12 +141,15 @@ def default() -> ConfigDict:
 
 
 def check_ranges(config: ConfigDict) -> None:
-    """Raises UsageError where a value has another type than its key, or is outside its range."""
+    """Raises UsageError where values have another type than their key, or are outside its range."""
     values = flatten(config)
-    for name, key in keys().items():
+
+    def look(name: str, key: Key) -> None:
         if name not in values:
             raise UsageError(f"the config has no {name}: start it from moe.config.default()")
         fit(name, values[name], key)
+
+    check_all(functools.partial(look, name, key) for name, key in keys().items())
 
 
 def flatten(config) -> dict[str, object]:

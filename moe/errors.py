@@ -1,4 +1,6 @@
-"""Defines the error that a user can mend."""
+"""Defines the error that a user can mend, and gathers several into one."""
+
+from collections.abc import Callable, Iterable
 
 
 class UsageError(Exception):
@@ -11,3 +13,29 @@ class UsageError(Exception):
 
 class DataError(UsageError):
     """An example cannot be read or used; of a large set that is found out when its turn comes."""
+
+
+class Misfits(UsageError):
+    """Says several things that were wrong; the command line gives each a line."""
+
+    def __init__(self, found: list[UsageError]):
+        super().__init__("; also: ".join(map(str, found)))
+        self.found = found
+
+
+def check_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Calls every check, and raises all that they found wrong: in one go, not one by one.
+
+    Raises:
+      UsageError: the one that was raised, or `Misfits` of several.
+    """
+    found: list[UsageError] = []
+    for check in checks:
+        try:
+            check()
+        except Misfits as several:
+            found += several.found
+        except UsageError as error:
+            found.append(error)
+    if found:
+        raise found[0] if len(found) == 1 else Misfits(found)

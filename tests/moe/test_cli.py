@@ -147,3 +147,21 @@ def test_values_are_read_as_the_type_they_replace(tiny):
     assert config.router.sparse_topk.k == 1.5
     with pytest.raises(UsageError, match="needs a value"):
         cli.parse(__import__("argparse").ArgumentParser(), ["--config.seed"])
+
+
+def test_all_that_is_wrong_is_said_in_one_go(tmp_path, monkeypatch, capsys):
+    wrong = ["batch_sise=3", "seed=x", "num_steps=0", "router.name=topp", "data.data_dir=gs://b"]
+    argv = [*TRAIN, f"--workdir={tmp_path}", *(f"--config.{text}" for text in wrong)]
+    monkeypatch.setattr("sys.argv", ["train.py", *argv])
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(train_script.main)
+    lines = capsys.readouterr().err.splitlines()
+    assert exit_.value.code == 2 and len(lines) == len(wrong)
+    for part in (
+        "batch_sise; did",
+        "seed='x' is",
+        "data_dir=gs://b is an",
+        "num_steps=0:",
+        "'topp'",
+    ):
+        assert any(line.startswith("error: ") and part in line for line in lines), lines
