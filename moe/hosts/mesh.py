@@ -149,10 +149,10 @@ def axis_size(axis: str) -> int:
 
 
 def constrain(x, *names: str | None):
-    """Returns x, laid out as its axes' names say."""
+    """Returns x, laid out as its axes' names say; what the mesh does not divide stays whole."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*names))
+    return jax.lax.with_sharding_constraint(x, fitting(names, x.shape))
 
 
 def local(f: Callable, in_specs, out_specs) -> Callable:

@@ -124,7 +124,7 @@ class VisionTransformer(nnx.Module):
         if self.position is not None:
             x += self.position[...].astype(x.dtype)
         x = self.dropout(x, deterministic=key is None, rngs=embed_key)
-        x, reports = self.blocks(x, mask=mask, train=train, key=blocks_key)
+        x, reports, _ = self.blocks(x, mask=mask, train=train, key=blocks_key)
         x = self.norm(x)
         x = x.mean(1) if self.cls is None else x[:, 0]
         x = constrain(x, "batch", None)  # its cotangent, else, comes split like the head's rows

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from moe.hosts.mesh import constrain
@@ -50,21 +51,25 @@ class Block(nnx.Module):
         self.feed_forward = feed_forward
         self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, x, *, mask, train, key):
+    def __call__(self, x, *, mask, train, key, context=None, cache=None):
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         x = constrain(x, "batch", None, None)
         x += self._drop(self.attention(self.norm_attention(x)), keys[0])
         out, report = self.feed_forward(
             self.norm_feed_forward(x), mask=mask, train=train, key=keys[1]
         )
-        return x + self._drop(out, keys[2]), report
+        return x + self._drop(out, keys[2]), report, None
 
     def _drop(self, x, key):
         return self.dropout(x, deterministic=key is None, rngs=key)
 
 
 class Blocks(nnx.Module):
-    """Applies blocks 0 to L-1 to [B, T, D]; returns [B, T, D] and reports of those with experts.
+    """Applies blocks 0 to L-1 to [B, T, D].
+
+    A block maps (x, mask, train, key, context, cache) to x, its report (None without experts) and
+    its new cache (None without one): `context` is what all blocks are told of the tokens, a pytree
+    that only they know, and a cache is what a block keeps of tokens that it was given before.
 
     Args:
       make: (block number, rngs) -> its module.
@@ -92,50 +97,73 @@ class Blocks(nnx.Module):
                 module = build(block_keys[0]) if run.repeats == 1 else _stacked(build, block_keys)
                 setattr(self, str(number), module)
 
-    def __call__(self, x, *, mask, train, key):
+    def __call__(self, x, *, mask, train, key, context=None, caches=None):
+        """Returns [B, T, D], the reports by block number, and the caches as they were given: by the
+        name of a block or of the first of its loop, there with a leading axis over the turns."""
         reports: dict[int, LayerReport] = {}
+        new_caches = {}
         depth = sum(run.period * run.repeats for run in self.runs)
         keys = None if key is None else jax.random.split(key, depth)
         for run in self.runs:
             end = run.start + run.period * run.repeats
             run_keys = None if keys is None else keys[run.start : end]
-            x, run_reports = self._run(run, x, mask, train, run_keys)
+            x, run_reports, run_caches = self._run(run, x, mask, train, run_keys, context, caches)
             reports |= run_reports
-        return x, reports
+            new_caches |= run_caches
+        return x, reports, None if caches is None else new_caches
 
-    def _run(self, run: Run, x, mask, train, keys):
-        """Applies one loop, or one block; returns x and the reports by block number."""
+    def caches(self, make: Callable):
+        """Returns the caches of all blocks, where make(block number) is that of one."""
+        found = {}
+        for run in self.runs:
+            for number in range(run.start, run.start + run.period):
+                one = make(number)
+                if run.repeats > 1:
+                    one = jax.tree.map(lambda a, n=run.repeats: jnp.stack([a] * n), one)
+                found[str(number)] = one
+        return found
+
+    def _run(self, run: Run, x, mask, train, keys, context, caches):
+        """Applies one loop, or one block; returns x, and the reports and caches by block."""
         numbers = range(run.start, run.start + run.period)
         parts = [nnx.split(getattr(self, str(number))) for number in numbers]
         applies = [self._apply(graphdef, train, run.repeats > 1) for graphdef, _ in parts]
         states = tuple(state for _, state in parts)
+        names = [str(number) for number in numbers]
+        caches = tuple(None if caches is None else caches[name] for name in names)
 
         def turn(x, inputs):
-            states, keys = inputs
-            reports = []
+            states, keys, caches = inputs
+            reports, new_caches = [], []
             for i, apply in enumerate(applies):
-                x, report = apply(states[i], x, mask, None if keys is None else keys[i])
+                key = None if keys is None else keys[i]
+                x, report, cache = apply(states[i], x, mask, key, context, caches[i])
                 reports.append(report)
-            return x, tuple(reports)
+                new_caches.append(cache)
+            return x, (tuple(reports), tuple(new_caches))
 
         if run.repeats == 1:
-            x, reports = turn(x, (states, keys))
-            return x, {n: r for n, r in zip(numbers, reports, strict=True) if r is not None}
+            x, (reports, caches) = turn(x, (states, keys, caches))
+            reports = {n: r for n, r in zip(numbers, reports, strict=True) if r is not None}
+            return x, reports, dict(zip(names, caches, strict=True))
         if keys is not None:
             keys = keys.reshape(run.repeats, run.period)
-        x, reports = jax.lax.scan(turn, x, (states, keys))
-        return x, {
+        x, (reports, caches) = jax.lax.scan(turn, x, (states, keys, caches))
+        reports = {
             number + i * run.period: jax.tree.map(lambda a, i=i: a[i], report)
             for number, report in zip(numbers, reports, strict=True)
             if report is not None
             for i in range(run.repeats)
         }
+        return x, reports, dict(zip(names, caches, strict=True))
 
     def _apply(self, graphdef, train: bool, looped: bool) -> Callable:
-        """Returns (parameters, x, mask, key) -> (x, report) that keeps what `remat` says."""
+        """Returns (parameters, x, mask, key, context, cache) -> (x, report, cache) that keeps what
+        `remat` says."""
 
-        def apply(state, x, mask, key):
-            return nnx.merge(graphdef, state)(x, mask=mask, train=train, key=key)
+        def apply(state, x, mask, key, context, cache):
+            block = nnx.merge(graphdef, state)
+            return block(x, mask=mask, train=train, key=key, context=context, cache=cache)
 
         if self.remat == "none":
             return apply

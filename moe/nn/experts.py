@@ -12,14 +12,14 @@ from flax import nnx
 from moe.hosts import mesh
 from moe.nn.dispatch import Network
 from moe.nn.grouped import grouped_matmul, grouped_rows
-from moe.nn.mlp import activate
+from moe.nn.mlp import activate, scaled_normal
 
 
 class Experts(nnx.Module):
     """Applies E independent MLPs as batched matmuls, [E, G, C, D] -> [E, G, C, D].
 
     Where a mesh splits them, each device runs its experts on the slots that it received; the
-    hidden width is split by `tensor`. `gated`, `bias` and `out_init` are as of `moe.nn.mlp.Mlp`.
+    hidden width is split by `tensor`. `gated`, `bias` and `out_scale` are as of `moe.nn.mlp.Mlp`.
     """
 
     def __init__(
@@ -31,11 +31,11 @@ class Experts(nnx.Module):
         dropout,
         gated: bool = False,
         bias: bool = True,
-        out_init=None,
+        out_scale: float = 1.0,
         dtype,
         rngs: nnx.Rngs,
     ):
-        init = nnx.initializers.lecun_normal(batch_axis=0)
+        init, out_init = (scaled_normal(scale, batch_axis=0) for scale in (1.0, out_scale))
 
         def parameter(value, *axes):
             return nnx.Param(value, axes=("expert", *axes))
@@ -47,13 +47,11 @@ class Experts(nnx.Module):
         wide, narrow = (num_experts, dim, hidden), (num_experts, hidden, dim)
         self.kernel_wide = parameter(init(rngs.params(), wide, jnp.float32), None, "mlp")
         self.bias_wide = zeros(hidden, "mlp")
-        value = (out_init or init)(rngs.params(), narrow, jnp.float32)
-        self.kernel_narrow = parameter(value, "mlp", None)
+        self.kernel_narrow = parameter(out_init(rngs.params(), narrow, jnp.float32), "mlp", None)
         self.bias_narrow = zeros(dim, None)
-        self.kernel_gate = self.bias_gate = None
-        if gated:
-            self.kernel_gate = parameter(init(rngs.params(), wide, jnp.float32), None, "mlp")
-            self.bias_gate = zeros(hidden, "mlp")
+        value = init(rngs.params(), wide, jnp.float32) if gated else None
+        self.kernel_gate = parameter(value, None, "mlp") if gated else None
+        self.bias_gate = zeros(hidden, "mlp") if gated else None
         self.dropout = nnx.Dropout(dropout)
         self.dtype = dtype
 

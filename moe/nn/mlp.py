@@ -9,7 +9,8 @@ from moe.hosts.mesh import constrain
 class Mlp(nnx.Module):
     """Applies a linear map, GELU, and another; gated, silu(x G) * (x W) before the last (SwiGLU).
 
-    Shazeer 2020, "GLU variants improve transformer". `out_init` initialises the last kernel.
+    Shazeer 2020, "GLU variants improve transformer". `out_scale` is that of the last kernel's
+    initial values.
     """
 
     def __init__(
@@ -19,7 +20,7 @@ class Mlp(nnx.Module):
         *,
         gated: bool = False,
         bias: bool = True,
-        out_init=None,
+        out_scale: float = 1.0,
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -27,8 +28,8 @@ class Mlp(nnx.Module):
         narrow = {"kernel_metadata": {"axes": ("mlp", "embed")}}
         common = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
         self.wide = nnx.Linear(dim, hidden, **common, **wide)
-        out_init = out_init or nnx.initializers.lecun_normal()
-        self.narrow = nnx.Linear(hidden, dim, kernel_init=out_init, **common, **narrow)
+        init = scaled_normal(out_scale)
+        self.narrow = nnx.Linear(hidden, dim, kernel_init=init, **common, **narrow)
         self.gate = nnx.Linear(dim, hidden, **common, **wide) if gated else None
 
     def __call__(self, x, *, mask=None, train=False, key=None):
@@ -41,3 +42,9 @@ class Mlp(nnx.Module):
 def activate(wide, gate=None):
     """Returns the hidden units: GELU, or SwiGLU's where there is a gate."""
     return jax.nn.gelu(wide) if gate is None else jax.nn.silu(gate) * wide
+
+
+def scaled_normal(scale: float, batch_axis=()):
+    """Returns an initialiser of standard deviation scale / sqrt(inputs)."""
+    distribution = {"mode": "fan_in", "distribution": "truncated_normal", "batch_axis": batch_axis}
+    return nnx.initializers.variance_scaling(scale**2, **distribution)
