@@ -1,12 +1,15 @@
 """Attention's back ends against a plain softmax, on packed rows, with windows, caps and caches."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from moe.errors import UsageError
-from moe.hosts.mesh import make_mesh
+from moe.hosts.mesh import make_mesh, spec
 from moe.nn.attention import Places, attention
 from moe.nn.blockwise import blockwise
 from moe.nn.splash import splash
@@ -126,7 +129,7 @@ def test_no_bit_depends_on_the_future_another_document_or_another_row():
 
 @pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (40, 3.0)])
 def test_splash_is_blockwise(window, softcap):
-    """Interpreted on a CPU; tests/moe/plan compiles it for a TPU."""
+    """Interpreted on a CPU."""
     T, d = 256, 128
     rng = np.random.default_rng(2)
     places = packed([(100, 56, 90), (256,)], T)
@@ -147,6 +150,39 @@ def test_splash_is_blockwise(window, softcap):
     np.testing.assert_allclose(out, expected, atol=1e-5)
     for grad, true in zip(grads, truth, strict=True):
         np.testing.assert_allclose(grad, true, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU's compiler, is not installed: pip install 'permoe[plan]'",
+)
+def test_auto_compiles_splash_for_a_tpu_and_blocks_for_what_it_cannot():
+    devices = make_mesh({"data": 2, "fsdp": 1, "expert": 1, "tensor": 2}, tpus())
+
+    def kernels(T, keys=None, **options):
+        def put(shape, dtype, *names):
+            where = NamedSharding(devices, spec(*names))
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+        q, k = (put((4, T, n, 64), jnp.bfloat16, "batch", None, "heads", None) for n in (8, 2))
+        places = Places(*(put((4, T), jnp.int32, "batch", None) for _ in range(2)))
+
+        def loss(q, k, v, places):
+            own = places if keys else None
+            return attention(q, k, v, places, own, **options).astype(jnp.float32).sum()
+
+        with jax.set_mesh(devices):
+            step = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+            return step.lower(q, k, k, places).compile().as_text().count("tpu_custom_call")
+
+    assert kernels(256, window=100, softcap=5.0) == 3  # forward, and two backward
+    assert kernels(256, backend="blockwise") == kernels(192) == kernels(256, keys=True) == 0
+
+
+def tpus():
+    from moe.plan.topology import open_topology
+
+    return open_topology("v5e:2x2").devices
 
 
 @pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 4}, {"expert": 2, "fsdp": 4}])
