@@ -3,9 +3,9 @@
 from ml_collections import ConfigDict
 
 from moe.config import check_ranges
-from moe.data import Augment
-from moe.errors import UsageError
-from moe.models.build import model_sizes, moe_layers
+from moe.errors import UsageError, check_all
+from moe.models.build import moe_layers
+from moe.tasks import task_of
 from moe.train.optimizer import warmup_steps
 
 
@@ -13,17 +13,27 @@ def check(config: ConfigDict) -> None:
     """Looks for all that is wrong with a config whatever the data and the devices.
 
     Raises:
-      UsageError: a value is outside its range, or values do not fit each other.
+      UsageError: values are outside their range, or do not fit each other; it says all that is.
     """
     check_ranges(config)
-    Augment.from_mapping(config.data.augment)
-    warmup_steps(config)
-    _check_model(config)
+    task = task_of(config)
+    checks = (warmup_steps, task.check, _check_layers, _check_k, _check_batches, _check_mesh)
+    check_all(lambda check=check: check(config) for check in checks)
+
+
+def _check_layers(config: ConfigDict) -> None:
+    moe_layers(config.moe.layers, task_of(config).shape(config).depth)
+
+
+def _check_k(config: ConfigDict) -> None:
     k, experts = config.router[config.router.name].k, config.moe.num_experts
     if k > experts:
         raise UsageError(
             f"config.router.{config.router.name}.k={k} is above moe.num_experts={experts}"
         )
+
+
+def _check_batches(config: ConfigDict) -> None:
     group = config.moe.group_size
     for key, size, step in (
         ("batch_size", config.batch_size, group * config.optimizer.accumulate),
@@ -34,25 +44,8 @@ def check(config: ConfigDict) -> None:
                 f"config.{key}={size} must be a multiple of {step}: groups of "
                 f"moe.group_size={group} examples, times optimizer.accumulate in training"
             )
+
+
+def _check_mesh(config: ConfigDict) -> None:
     if list(config.mesh.values()).count(-1) > 1:
         raise UsageError("config.mesh has -1 (all that the others leave) twice; expected it once")
-
-
-def _check_model(config: ConfigDict) -> None:
-    model, size = config.model, config.data.image_size
-    width, depth, _, heads = model_sizes(config)
-    moe_layers(config.moe.layers, depth)
-    if width % heads:
-        raise UsageError(f"config.model.num_heads={heads} does not divide the width {width}")
-    if model.position == "sincos" and width % 4:
-        raise UsageError(f"config.model.position='sincos' needs a width of 4 N, not {width}")
-    if not size:
-        return  # the data set will say it
-    if size % model.patch_size:
-        raise UsageError(
-            f"config.model.patch_size={model.patch_size} does not divide the image size {size}"
-        )
-    for key in ("crop", "cutout"):
-        pixels = config.data.augment[key]
-        if pixels > size:
-            raise UsageError(f"config.data.augment.{key}={pixels} is above the image size {size}")

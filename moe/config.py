@@ -1,31 +1,24 @@
 """Holds every key of a run's configuration, with its default and its range, and how it is saved.
 
 A config file in `configs/` starts from `default()` and changes what its experiment needs; the
-command line changes the rest. Settings of a router have their defaults and ranges in the router's
-signature, those of the augmentation in `moe.data.Augment`, and appear here by reading them.
+command line changes the rest. A task brings its own keys (`moe.tasks`), and settings of a router
+have their defaults and ranges in the router's signature; both appear here by reading them.
 docs/config.md says how a range is written and which keys may change while a run lasts.
 """
 
-import dataclasses
 import functools
 import json
 
 from ml_collections import ConfigDict
 
-from moe.data import Augment
 from moe.errors import UsageError, check_all
-from moe.models.vit import POOLS, POSITIONS, SIZES
 from moe.nn.blocks import REMATS
 from moe.nn.dispatch import DISPATCHES
 from moe.plugins import GROUP, load_routers
-from moe.ranges import Key, annotated, fit, keyword_settings
+from moe.ranges import COUNT, RATE, SIZE, Key, fit, keyword_settings
+from moe.tasks import TASKS
 from moe.train.optimizer import DIRECTIONS, SCHEDULES, warmup_steps
-from moe.train.step import LOSSES
 from routers import ROUTERS
-
-COUNT = "[1, 2e9]"  # steps are counted in int32
-RATE = "[0, 1)"
-SIZE = "0 or [1, 1e6]"
 
 # A run may go on with other values of these keys, and of all keys inside these sections: they
 # change none of its numbers. (Any mesh computes the same up to rounding, to the bit only the same
@@ -41,41 +34,26 @@ PATH_KEYS = ("data.data_dir", "init.workdir")
 REMOVED_KEYS = ("compile_cache", "optimizer.grad_dtype")
 
 
-class UnknownRouter(UsageError):
-    """A run's router is not registered here."""
+class UnknownPart(UsageError):
+    """A run's task or router is not registered here."""
 
 
-def keys() -> dict[str, Key]:
-    """Returns every key, {"data.name": Key(default, range), ...}."""
+def keys(task: str = "images") -> dict[str, Key]:
+    """Returns every key of a task's configs, {"data.name": Key(default, range), ...}."""
     load_routers()
     sections = {
+        "task": Key(task, (task,)),
         "seed": Key(0, "[0, 2^63)"),
         "num_steps": Key(1000, COUNT),
         "batch_size": Key(128, "[1, 1e6]"),  # over all processes
-        "loss": Key("softmax", LOSSES),
         # At a step whose update is not finite; "skip": go on without it.
         "nonfinite": Key("stop", ("stop", "skip")),
         "data": {
-            "name": Key("digits"),  # any TFDS image classification set in array_record form
             "data_dir": Key(""),  # "": TFDS's own default
             "train_split": Key("train"),
             "eval_split": Key("test"),
-            "image_size": Key(0, "0 or [1, 1e4]"),  # 0: that of the data set
-            "channels": Key(0, "0 or [1, 1e3]"),  # 0: that of the data set, filled in at the start
-            "num_classes": Key(0, SIZE),  # the same
-            "augment": {f.name: annotated(f.default, f.type) for f in dataclasses.fields(Augment)},
         },
         "model": {
-            "name": Key("vit", ("vit",)),
-            "size": Key("S", tuple(SIZES)),  # the explicit sizes below win where they are not 0
-            "width": Key(0, "0 or [1, 1e5]"),
-            "depth": Key(0, "0 or [1, 1e3]"),
-            "mlp_dim": Key(0, SIZE),
-            "num_heads": Key(0, "0 or [1, 1e4]"),
-            "patch_size": Key(16, "[1, 1e4]"),
-            "pool": Key("cls", POOLS),
-            "position": Key("learned", POSITIONS),
-            "dropout": Key(0.0, RATE),
             "dtype": Key("float32", ("float32", "bfloat16")),  # of the computation
             "scan": Key(False),  # True: equal blocks compile once, as a loop
             # What the backward pass computes again, see `moe.nn.blocks.REMATS`.
@@ -113,7 +91,6 @@ def keys() -> dict[str, Key]:
             "b1": Key(0.9, "[0, 0.999999]"),  # momentum of adamw and sgd; adafactor has none
             "b2": Key(0.999, "[0, 0.999999]"),  # of adamw's second moment
             "grad_clip": Key(1.0, "0 or [1e-6, 1e6]"),  # global norm; 0: off
-            "label_smoothing": Key(0.0, RATE),
             "accumulate": Key(
                 1, "[1, 1e6]"
             ),  # micro-batches per step, see `moe.train.step.make_gradient`
@@ -132,12 +109,12 @@ def keys() -> dict[str, Key]:
         "eval": {"every": Key(500, COUNT), "batch_size": Key(256, "[1, 1e6]")},
         "log": {"every": Key(50, COUNT)},
     }
-    return flatten(sections)
+    return flatten(sections) | flatten(TASKS[task].keys())
 
 
-def default() -> ConfigDict:
-    """Returns every key with its default, locked: a misspelt key is an error."""
-    return _nested({name: key.default for name, key in keys().items()})
+def default(task: str = "images") -> ConfigDict:
+    """Returns every key of a task with its default, locked: a misspelt key is an error."""
+    return _nested({name: key.default for name, key in keys(task).items()})
 
 
 def check_ranges(config: ConfigDict) -> None:
@@ -149,7 +126,8 @@ def check_ranges(config: ConfigDict) -> None:
             raise UsageError(f"the config has no {name}: start it from moe.config.default()")
         fit(name, values[name], key)
 
-    check_all(functools.partial(look, name, key) for name, key in keys().items())
+    known = keys(values.get("task", "images"))
+    check_all(functools.partial(look, name, key) for name, key in known.items())
 
 
 def flatten(config) -> dict[str, object]:
@@ -220,9 +198,15 @@ def from_json(text: str) -> ConfigDict:
             f"{VERSION}"
         )
     values = flatten(saved)
-    known, router = keys(), values.get("router.name", keys()["router.name"].default)
+    task, router = values.get("task", "images"), values.get("router.name", "topk")
+    if task not in TASKS:
+        raise UnknownPart(
+            f"its task {task!r} is none of {', '.join(TASKS)}: if the run's config file registers "
+            "it, say --config=FILE"
+        )
+    known = keys(task)
     if router not in ROUTERS:
-        raise UnknownRouter(
+        raise UnknownPart(
             f"its router {router!r} is none of {', '.join(ROUTERS)}: if the run's config file "
             "registers it, say --config=FILE; if a package does (its entry point in the group "
             f"{GROUP}), install that package here"

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 from moe.errors import UsageError
 
 ANY = "[-1e38, 1e38]"
+COUNT = "[1, 2e9]"  # steps are counted in int32
+RATE = "[0, 1)"
+SIZE = "0 or [1, 1e6]"
 _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
 

@@ -5,6 +5,7 @@ data set is needed, so a set of one's own works like a stock one once it is prep
 """
 
 import dataclasses
+import hashlib
 import io
 import math
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from moe.errors import UsageError
 # A record costs about 0.3 ms of Python, an array element one microsecond; so whatever fits in
 # memory without being noticed is decoded once.
 MEMORY_LIMIT_BYTES = 1 << 30
+SAMPLES = 16  # examples that stand for a data set
 _OPEN_THREADS = 16
 _PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -61,6 +63,15 @@ class ImageSource:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the size and the classes, and of some of the examples."""
+        digest = hashlib.sha256(repr((len(self), self.class_names)).encode())
+        for i in np.linspace(0, len(self) - 1, min(SAMPLES, len(self))).astype(int):
+            example = self[int(i)]
+            digest.update(repr((example["image"].shape, example["label"])).encode())
+            digest.update(np.ascontiguousarray(example["image"]).tobytes())
+        return digest.hexdigest()[:12]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns {"image": uint8 [H, W, C], "label": int}; the image must not be written to."""

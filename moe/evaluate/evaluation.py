@@ -3,35 +3,31 @@
 import math
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from moe import cli
+from moe import cli, outputs
 from moe import config as configs
-from moe.data.source import ImageSource
-from moe.data.transforms import fit, to_float
 from moe.errors import UsageError
 from moe.evaluate import report
 from moe.hosts import mesh as meshes
 from moe.hosts.distributed import by_first, together
-from moe.models.build import build_model
-from moe.store import outputs
 from moe.store.checkpoint import Checkpoints
 from moe.store.workdir import saved_config
+from moe.tasks import Task, task_of
 from moe.train.agreement import agree
-from moe.train.measure import evaluate, routing_table, scalars
-from moe.train.run import Run, open_source, set_up
+from moe.train.measure import evaluate, routing_table
+from moe.train.run import Run, set_up
 
-PICTURES = 12  # images in the routing picture
 # Overrides that change where an evaluation runs, and those that change what it measures. Any other
 # key belongs to the function that the parameters were trained for, or to training.
 WHERE = ("data.data_dir", "eval.batch_size", *(f"mesh.{axis}" for axis in meshes.AXES))
-WHAT = ("data.name", "data.image_size", "model.dtype", "moe.dispatch", "moe.dropless_bound")
-WHAT += ("moe.dropless_receive", "moe.eval_capacity_factor")
+WHAT = ("data.name", "model.dtype", "moe.dispatch", "moe.dropless_bound", "moe.dropless_receive")
+WHAT += ("moe.eval_capacity_factor",)
 
 
 class Files(NamedTuple):
@@ -39,7 +35,7 @@ class Files(NamedTuple):
 
     result: pathlib.Path
     load: pathlib.Path
-    patches: pathlib.Path
+    pictures: list[pathlib.Path]  # of the task
 
 
 def evaluate_run(
@@ -65,15 +61,16 @@ def evaluate_run(
         print(f"checkpoint {bad} is damaged; using step {step}")
     plain = newest and source.split == run.config.data.eval_split
     settings = configs.flatten(run.config)
-    changed = {key: settings[key] for key in WHAT if key in overrides}
-    files = name_files(workdir, "" if plain else f"-{source.split}-{step}", changed)
-    together(lambda: [outputs.check(file) for file in files])
+    changed = {key: settings[key] for key in what(run.task) if key in overrides}
+    suffix = "" if plain else f"-{source.split}-{step}"
+    files = name_files(workdir, suffix, changed, run.task.pictures)
+    together(lambda: [outputs.check(f) for f in (files.result, files.load, *files.pictures)])
 
     total = evaluate(run.eval_step(), params, run.eval_batches(source), run.put)
-    values = scalars(total)
-    if total["timed_examples"]:
-        values["examples_per_second"] = float(total["timed_examples"] / total["seconds"])
-    layers = routing_table(total, total["examples"])
+    values = run.task.scalars(total)
+    if total["timed"]:
+        values[f"{run.task.unit}s_per_second"] = float(total["timed"] / total["seconds"])
+    layers = routing_table(total)
     examples = int(total["examples"])
     changes = "".join(f", {key}={value}" for key, value in overrides.items())
     title = f"{workdir}, step {step}: {source.name} {source.split}, {examples} examples{changes}"
@@ -92,16 +89,26 @@ def evaluate_run(
     if layers and jax.process_count() > 1:
         print("pictures are drawn by one process: run eval.py on one host alone for them")
     elif layers:
-        _draw(files, run, params, source, total)
+        report.draw_load(files.load, {int(i): load for i, load in total["load"].items()})
+        run.task.draw(run.config, run.graphdef, params, source, files.pictures)
+        print(f"drew {' and '.join(str(file) for file in (files.load, *files.pictures))}")
     return result
 
 
-def name_files(workdir: pathlib.Path, suffix: str, changed: dict[str, Any]) -> Files:
+def what(task: Task) -> tuple[str, ...]:
+    """Returns the keys by which an evaluation may measure something else than the run's own."""
+    return WHAT + task.overrides
+
+
+def name_files(
+    workdir: pathlib.Path, suffix: str, changed: dict[str, Any], pictures: Sequence[str] = ()
+) -> Files:
     """Returns the files of an evaluation: eval.json, or eval-SPLIT-STEP-KEY=VALUE.json."""
     suffix += "".join(f"-{key}={value}" for key, value in changed.items())
     suffix = re.sub(r"[^\w.=%+-]", "_", suffix)
-    pictures = workdir / f"pictures{suffix}"
-    return Files(workdir / f"eval{suffix}.json", pictures / "load.png", pictures / "patches.png")
+    folder = workdir / f"pictures{suffix}"
+    result = workdir / f"eval{suffix}.json"
+    return Files(result, folder / "load.png", [folder / name for name in pictures])
 
 
 def _prepare(workdir: pathlib.Path, split: str | None, overrides: dict[str, str]):
@@ -110,7 +117,7 @@ def _prepare(workdir: pathlib.Path, split: str | None, overrides: dict[str, str]
     if saved is None:
         raise UsageError(f"{workdir} holds no run (no config.json); train one with train.py")
     config = override(saved, overrides)
-    source = open_source(config, config.data.eval_split if split is None else split)
+    source = task_of(config).open(config, config.data.eval_split if split is None else split)
     run = set_up(config, source)
     _check_fit(saved, run)
     return run, source
@@ -126,11 +133,12 @@ def override(saved: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
       UsageError: an unknown key, or one that evaluation cannot change.
     """
     cli.apply(saved.copy_and_resolve_references(), overrides)  # misspelt keys first
+    task, may = task_of(saved), what(task_of(saved)) + WHERE
     for key in overrides:
-        if key not in WHERE + WHAT:
+        if key not in may:
             raise UsageError(
                 f"--config.{key} cannot be changed: evaluation takes the model as it was trained; "
-                f"it may change {', '.join(WHAT + WHERE)} (and the split by --split)"
+                f"it may change {', '.join(may)} (and the split by --split)"
             )
     config = saved.copy_and_resolve_references()
     devices, axes = jax.devices(), [f"mesh.{axis}" for axis in meshes.AXES]
@@ -142,7 +150,9 @@ def override(saved: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
     config.optimizer.accumulate, config.batch_size = 1, groups  # it will train on no batch
     config.eval.batch_size = _batch_size(saved, groups)
     if "data.name" in overrides:
-        config.data.num_classes = 0
+        config.update_from_flattened_dict(
+            {key: 0 for key in task.sizes if key not in task.overrides}
+        )
     return cli.apply(config, overrides)
 
 
@@ -163,7 +173,7 @@ def _restore(workdir: pathlib.Path, run: Run, step: int | None):
 
 def _check_fit(saved: ConfigDict, run: Run) -> None:
     """Raises UsageError where another data set or image size changes a parameter's shape."""
-    model = nnx.eval_shape(lambda: build_model(saved, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: task_of(saved).build(saved, nnx.Rngs(0)))
     trained = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     theirs, ours = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
@@ -175,26 +185,3 @@ def _check_fit(saved: ConfigDict, run: Run) -> None:
         raise UsageError(
             f"the overrides do not fit the checkpoint: {wrong[0]} is {before} there and {now} here"
         )
-
-
-def _draw(files: Files, run: Run, params, source: ImageSource, total) -> None:
-    """Draws each expert's load, and the first image of each class with its patches' experts."""
-    labels = np.array([source[i]["label"] for i in range(min(len(source), 1000))])
-    first = [int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)][:PICTURES]
-    size = run.config.data.image_size
-    batch = [to_float(fit(source[i]["image"], size)) for i in first]
-    forward = jax.jit(lambda params, images: nnx.merge(run.graphdef, params)(images))
-    # A group is whole examples: the picture's are repeated to fill it.
-    repeat = run.config.moe.group_size
-    out = forward(params, np.repeat(np.stack(batch), repeat, axis=0))
-    weights = {i: np.asarray(r.weights_BTE[::repeat]) for i, r in out.reports.items()}
-    predicted = np.asarray(out.logits[::repeat].argmax(-1))
-    names = source.class_names
-    titles = [
-        names[p] if p == labels[i] else f"{names[p]} (is {names[labels[i]]})"
-        for i, p in zip(first, predicted, strict=True)
-    ]
-    has_cls = run.config.model.pool == "cls"
-    report.draw_patches(files.patches, np.stack(batch), titles, weights, has_cls)
-    report.draw_load(files.load, {int(i): v for i, v in total["load"].items()})
-    print(f"drew {files.load} and {files.patches}")

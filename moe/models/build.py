@@ -1,4 +1,6 @@
-"""Builds the model of a config."""
+"""Builds what the models share: the feed-forward layer of each block, as a config asks for it."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -6,38 +8,34 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from moe.errors import UsageError
-from moe.models.vit import SIZES, VisionTransformer
-from moe.nn.blocks import Block
 from moe.nn.layer import MoE
 from moe.nn.mlp import Mlp
 from routers import ROUTERS
 
 
-def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
-    """Returns the model with fresh parameters; the config was checked and has its data's sizes."""
-    model, moe, data = config.model, config.moe, config.data
-    width, depth, mlp_dim, heads = model_sizes(config)
-    expert_layers = moe_layers(moe.layers, depth)
-    settings = config.router[config.router.name].to_dict()
-    expert_dim = moe.expert_dim or mlp_dim
-    dtype = jnp.dtype(model.dtype)
+def feed_forward(
+    config: ConfigDict, width: int, mlp_dim: int, dense_dim: int, layers: frozenset[int]
+) -> Callable[[int, int, nnx.Rngs], nnx.Module]:
+    """Returns (block number, tokens T, rngs) -> the block's MLP, or its experts if in `layers`.
 
-    def block(number: int, tokens: int, rngs: nnx.Rngs) -> Block:
-        mlp = feed_forward(number in expert_layers, tokens, rngs)
-        return Block(width, heads, mlp, dropout=model.dropout, dtype=dtype, rngs=rngs)
+    Args:
+      width, mlp_dim: D and F; the latter also of the experts where they have no width of their own.
+      dense_dim: F of the MLP that stands for a layer of experts under `moe.dense`.
+    """
+    moe, name = config.moe, config.router.name
+    dtype = jnp.dtype(config.model.dtype)
 
-    def feed_forward(experts: bool, tokens: int, rngs: nnx.Rngs):
-        if not experts:
+    def build(number: int, tokens: int, rngs: nnx.Rngs) -> nnx.Module:
+        if number not in layers:
             return Mlp(width, mlp_dim, dtype=dtype, rngs=rngs)
         if moe.dense:
-            hidden = max(1, round(expert_dim * settings["k"] * moe.capacity_factor))
-            return Mlp(width, hidden, dtype=dtype, rngs=rngs)
+            return Mlp(width, dense_dim, dtype=dtype, rngs=rngs)
         return MoE(
             width,
-            expert_dim,
+            moe.expert_dim or mlp_dim,
             tokens,
-            router=ROUTERS[config.router.name],
-            settings=settings,
+            router=ROUTERS[name],
+            settings=config.router[name].to_dict(),
             num_experts=moe.num_experts,
             group_size=moe.group_size,
             capacity_factor=moe.capacity_factor,
@@ -50,29 +48,7 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
             rngs=rngs,
         )
 
-    return VisionTransformer(
-        image_size=data.image_size,
-        channels=data.channels,
-        num_classes=data.num_classes,
-        patch_size=model.patch_size,
-        width=width,
-        block=block,
-        kinds=[i in expert_layers for i in range(depth)],
-        scan=model.scan,
-        remat=model.remat,
-        pool=model.pool,
-        position=model.position,
-        dropout=model.dropout,
-        dtype=dtype,
-        rngs=rngs,
-    )
-
-
-def model_sizes(config: ConfigDict) -> tuple[int, int, int, int]:
-    """Returns width D, depth L, MLP width F and heads H: explicit, or else of the named size."""
-    model = config.model
-    explicit = (model.width, model.depth, model.mlp_dim, model.num_heads)
-    return tuple(own or named for own, named in zip(explicit, SIZES[model.size], strict=True))
+    return build
 
 
 def moe_layers(spec: str, depth: int) -> frozenset[int]:

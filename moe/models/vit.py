@@ -31,11 +31,6 @@ class Output(NamedTuple):
     logits: jax.Array
     reports: dict[int, LayerReport]
 
-    @property
-    def aux_loss(self):
-        """Returns the sum of the layers' auxiliary losses, scalar."""
-        return sum((r.aux_loss for r in self.reports.values()), jnp.zeros(()))
-
 
 class VisionTransformer(nnx.Module):
     """Maps images [B, S, S, channels] to class logits.

@@ -4,12 +4,12 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from moe import outputs
 from moe.errors import UsageError
 from moe.plan.planner import make_plan, to_json
 from moe.plan.report import print_plan, print_sweep
 from moe.plan.sweep import sweep
 from moe.plan.topology import open_topology
-from moe.store import outputs
 
 
 def answer(config: ConfigDict, topology_name: str, count: int | None, file: pathlib.Path | None):

@@ -108,19 +108,19 @@ def activations(run: Run) -> float:
 
     They are the residuals of JAX's own derivative, after what `remat` forgets, of one micro-batch.
     """
-    batch = run.abstract_batch()["image"]
-    parts = run.config.optimizer.accumulate
-    images = jax.ShapeDtypeStruct((batch.shape[0] // parts, *batch.shape[1:]), batch.dtype)
+    config = run.config
+    batch = run.task.batch(config, config.batch_size // config.optimizer.accumulate)
 
-    def residuals(params, images):
+    def residuals(params, batch):
         def forward(params):
-            out = nnx.merge(run.graphdef, params)(images, train=True, key=jax.random.key(0))
-            return out.logits, out.aux_loss
+            model, key = nnx.merge(run.graphdef, params), jax.random.key(0)
+            sums, reports = run.task.sums(config, model, batch, train=True, key=key)
+            return sums["loss"], [report.aux_loss for report in reports.values()]
 
         return jax.tree.leaves(jax.vjp(forward, params)[1])
 
     with jax.set_mesh(run.mesh):
-        kept = jax.eval_shape(residuals, run.params, images)
+        kept = jax.eval_shape(residuals, run.params, batch)
     parameters = [(p.shape, p.dtype) for p in jax.tree.leaves(run.params)]
     total = 0.0
     for leaf in kept:

@@ -8,17 +8,19 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from moe.config import flatten
 from moe.errors import UsageError
 from moe.models.build import count_parameters
 from moe.plan import hlo, links, memory
 from moe.plan.collectives import Collective, expert_weights_moved, find, table
 from moe.plan.compiled import Compiled, compile_step
-from moe.plan.flops import Flops, count_flops
 from moe.plan.memory import Memory
 from moe.plan.roofline import Roofline, roofline
 from moe.plan.topology import Topology, coordinates
 from moe.plan.work import Work, read_work
-from moe.train.run import Run, fill_in, open_source, set_up
+from moe.tasks import task_of
+from moe.tasks.flops import Flops
+from moe.train.run import Run, set_up
 
 
 @dataclasses.dataclass
@@ -51,8 +53,18 @@ class Plan:
     @property
     def model_flops(self) -> float:
         """Returns the FLOPs that the model asks of one chip in one step."""
-        images = self.config.batch_size / self.chips
-        return self.flops.training(self.flops.model) * images
+        examples = self.config.batch_size / self.chips
+        return self.flops.training(self.flops.model) * examples
+
+    @property
+    def unit(self) -> str:
+        """Returns what is counted: "image", "token"."""
+        return task_of(self.config).unit
+
+    @property
+    def units(self) -> int:
+        """Returns how many of them one example has."""
+        return task_of(self.config).units(self.config)
 
 
 def make_plan(config: ConfigDict, topology: Topology) -> Plan:
@@ -76,7 +88,7 @@ def make_plan(config: ConfigDict, topology: Topology) -> Plan:
         mesh=mesh,
         parameters=count_parameters(run.params),
         active=count_parameters(run.params, _active_share(run.config)),
-        flops=count_flops(run.config),
+        flops=run.task.flops(run.config),
         memory=memory.measure(run, program, topology.chip),
         program=program,
         work=read_work(module, runs) if module.entry else [],
@@ -92,12 +104,12 @@ def make_plan(config: ConfigDict, topology: Topology) -> Plan:
 
 def with_sizes(config: ConfigDict) -> ConfigDict:
     """Returns the config with the sizes that it leaves to the data, where that is at hand."""
-    sizes = ("image_size", "channels", "num_classes")
-    missing = [f"--config.data.{key}" for key in sizes if not config.data[key]]
+    task, values = task_of(config), flatten(config)
+    missing = [f"--config.{key}" for key in task.sizes if not values[key]]
     if not missing:
         return config
     try:
-        return fill_in(config, open_source(config, config.data.train_split))
+        return task.resolve(config, task.open(config, config.data.train_split))
     except UsageError as error:
         raise UsageError(
             f"data set {config.data.name!r} is not at hand: say what it is like by "
@@ -143,7 +155,7 @@ def _time(plan: Plan, run: Run) -> Roofline | None:
         spent["network"],
         dtype=run.config.model.dtype,
         model_flops=plan.model_flops,
-        batch_size=run.config.batch_size,
+        units=run.units,
     )
 
 
@@ -182,8 +194,13 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "jax": jax.__version__,
         "python": sys.version.split()[0],
         "parameters": {"total": plan.parameters, "active": plan.active},
-        "flops_per_image": plan.flops._asdict()
-        | {"model": plan.flops.model, "training": plan.flops.training(plan.flops.model)},
+        f"flops_per_{plan.unit}": {
+            name: value / plan.units
+            for name, value in (
+                plan.flops._asdict()
+                | {"model": plan.flops.model, "training": plan.flops.training(plan.flops.model)}
+            ).items()
+        },
         "flops_per_chip": {
             "model": plan.model_flops,
             "program": sum(work.count * work.flops for work in plan.work),

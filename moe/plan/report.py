@@ -44,7 +44,8 @@ def print_plan(plan: Plan) -> None:
 
 def print_sweep(plans: list[Plan]) -> None:
     """Prints the plans of a sweep as rows, in their order."""
-    table = _table("\nsweep", "mesh", "remat", "memory", "", "ms a step", "MFU", "images/s")
+    rate = f"{plans[0].unit}s/s"
+    table = _table("\nsweep", "mesh", "remat", "memory", "", "ms a step", "MFU", rate)
     for plan in plans:
         memory, time = plan.memory, plan.time
         row = [" ".join(f"{axis}={n}" for axis, n in plan.mesh.items() if n > 1)]
@@ -53,7 +54,7 @@ def print_sweep(plans: list[Plan]) -> None:
         if time:
             row += [f"{milliseconds(time.fastest)} to {milliseconds(time.slowest)}"]
             row += [f"{time.mfu[0]:.0%} to {time.mfu[1]:.0%}"]
-            row += [f"{time.images[0]:,.0f} to {time.images[1]:,.0f}"]
+            row += [f"{time.rate[0]:,.0f} to {time.rate[1]:,.0f}"]
         table.add_row(*row)
     Console(highlight=False, width=120).print(table)
 
@@ -66,13 +67,16 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _model(plan: Plan) -> Table:
-    flops, images = plan.flops, plan.config.batch_size
+    flops, examples = plan.flops, plan.config.batch_size
     table = _table("\nmodel", "", "")
     table.add_row("parameters", f"{plan.parameters:,}")
     table.add_row("of which a token uses", f"{plan.active:,}")
-    table.add_row("FLOPs of an image, forward", amount(flops.model, "FLOP"))
+    article = "an" if plan.unit[0] in "aeio" else "a"
     table.add_row(
-        "of a step, forward and backward", amount(flops.training(flops.model) * images, "FLOP")
+        f"FLOPs of {article} {plan.unit}, forward", amount(flops.model / plan.units, "FLOP")
+    )
+    table.add_row(
+        "of a step, forward and backward", amount(flops.training(flops.model) * examples, "FLOP")
     )
     if plan.work:
         done = sum(work.count * work.flops for work in plan.work)
@@ -153,7 +157,7 @@ def _print_verdict(console: Console, plan: Plan) -> None:
     console.print(
         f"[bold]step[/bold] {slowest}{at_least}{milliseconds(time.fastest)} ms if all does: "
         f"MFU {at_most}{span(time.mfu, '{:.1%}'.format)}, "
-        f"{at_most}{span(time.images, '{:,.0f}'.format)} images/s; waits for {time.bound}"
+        f"{at_most}{span(time.rate, '{:,.0f}'.format)} {plan.unit}s/s; waits for {time.bound}"
     )
 
 

@@ -16,7 +16,7 @@ class Roofline(NamedTuple):
       links: the collectives inside a slice or host, `network`: those between them.
       fastest: if these hide each other perfectly, `slowest`: if nothing hides anything.
       mfu: (at the slowest, at the fastest) the model's FLOPs as a share of what the chips could do.
-      images: (at the slowest, at the fastest) per second, of all chips.
+      rate: (at the slowest, at the fastest) units of the task per second, of all chips.
     """
 
     compute: float
@@ -27,7 +27,7 @@ class Roofline(NamedTuple):
     fastest: float
     slowest: float | None
     mfu: tuple[float | None, float]
-    images: tuple[float | None, float]
+    rate: tuple[float | None, float]
 
     @property
     def bound(self) -> str:
@@ -47,14 +47,14 @@ def roofline(
     *,
     dtype: str,
     model_flops: float,
-    batch_size: int,
+    units: int,
 ) -> Roofline | None:
     """Returns the roofline of one step; None for a chip of which no rate is known.
 
     Args:
       links, network: seconds of the collectives.
       model_flops: of one chip.
-      batch_size: images of all chips.
+      units: of the task, in a step of all chips.
     """
     peak = chip.flops(dtype)
     if peak is None:
@@ -72,5 +72,5 @@ def roofline(
         return (None if slowest is None else value / slowest, value / fastest)
 
     return Roofline(
-        compute, memory, busy, links, network, fastest, slowest, both(useful), both(batch_size)
+        compute, memory, busy, links, network, fastest, slowest, both(useful), both(units)
     )

@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 
 from moe.errors import UsageError
 from moe.hosts.mesh import AXES
-from moe.models.build import model_sizes, moe_layers
+from moe.models.build import moe_layers
 from moe.nn.blocks import REMATS
 from moe.plan import memory
-from moe.plan.flops import count_flops
 from moe.plan.planner import Plan, make_plan, with_sizes
 from moe.plan.topology import Topology
+from moe.tasks import task_of
 from moe.train.run import set_up
 
 LARGEST_TENSOR = 8  # its all-reduces carry all activations; more has never been worth it
@@ -96,7 +96,7 @@ def candidates(config: ConfigDict, topology: Topology) -> Iterator[Candidate]:
 
 def meshes(config: ConfigDict, topology: Topology) -> Iterator[dict[str, int]]:
     """Yields sizes of the four axes that divide what they split."""
-    dim, depth, hidden, heads = model_sizes(config)
+    dim, depth, hidden, heads = task_of(config).shape(config)
     chips, moe = len(topology.devices), config.moe
     sparse = bool(moe_layers(moe.layers, depth)) and not moe.dense
     for fsdp, expert, tensor in itertools.product(divisors(chips), repeat=3):
@@ -115,16 +115,17 @@ def meshes(config: ConfigDict, topology: Topology) -> Iterator[dict[str, int]]:
 
 def guess_seconds(config, topology: Topology, mesh: dict[str, int], parameters: float) -> float:
     """Guesses a step: products at the peak, and what crosses chips over two links each."""
-    chip, flops, moe = topology.chip, count_flops(config), config.moe
-    dim, depth, _, _ = model_sizes(config)
-    images = config.batch_size / len(topology.devices)
+    task, chip, moe = task_of(config), topology.chip, config.moe
+    flops = task.flops(config)
+    dim, depth, _, _ = task.shape(config)
+    examples = config.batch_size / len(topology.devices)
     scores = flops.slots + flops.attention / 4
     again = {"full": flops.computed, "exchange": flops.computed - flops.slots / 2}
     again["dots_no_batch"] = scores
     products = flops.training(flops.computed) + again.get(config.model.remat, 0.0)
 
     width = 2 if config.model.dtype == "bfloat16" else 4
-    tokens = images * mesh["tensor"] * (config.data.image_size // config.model.patch_size) ** 2
+    tokens = examples * mesh["tensor"] * task.tokens(config)
     token = dim * width
     k = config.router[config.router.name].k * moe.capacity_factor
     layers = 0 if moe.dense else len(moe_layers(moe.layers, depth))
@@ -135,7 +136,7 @@ def guess_seconds(config, topology: Topology, mesh: dict[str, int], parameters: 
     gathered = 4 * parameters * mesh["fsdp"] * share["fsdp"]
     reduced = 2 * parameters * share["data"]
     sent = exchanged + summed + gathered + reduced
-    return products * images / chip.flops(config.model.dtype) + sent / (2 * chip.link)
+    return products * examples / chip.flops(config.model.dtype) + sent / (2 * chip.link)
 
 
 def changed(config: ConfigDict, values: dict) -> ConfigDict:

@@ -3,8 +3,8 @@
 A checkpoint has an item for the parameters, one for their average where the run keeps it, one for
 the sums since the last line of the log, and one for all else that training needs; each is a flat
 dictionary of named arrays ("params.blocks.0.norm.scale", ...), to be read without the classes that
-made it. Beside them stand the arrays' checksums, which every restore compares, and the accuracy of
-an evaluation. Restoring executes no code.
+made it. Beside them stand the arrays' checksums, which every restore compares, and the task's
+metric of an evaluation. Restoring executes no code.
 """
 
 import contextlib
@@ -17,13 +17,14 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from moe import outputs
 from moe.errors import UsageError
 from moe.hosts.distributed import AgreedError, by_first, first_text
 from moe.hosts.faults import is_lost_peer
-from moe.store import outputs, stored
+from moe.store import stored
 from moe.store.checksums import checksums
+from moe.tasks import Metric
 
-BEST_METRIC = "eval/accuracy"
 OWN_ITEMS = ("params", "ema", "totals")  # evaluation reads one of the first two without the rest
 ARRAYS = (*OWN_ITEMS, "training")
 TABLES = ("metrics", "checksums")  # each a file of its name, as JSON
@@ -36,8 +37,16 @@ class DamagedError(Exception):
 class Checkpoints:
     """Keeps the newest `keep` checkpoints in one directory, and that of the best evaluation."""
 
-    def __init__(self, directory: pathlib.Path, keep: int = 1, read_only: bool = False):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        keep: int = 1,
+        read_only: bool = False,
+        best: Metric | None = None,
+    ):
+        """`best` is the metric by which one checkpoint is the best; None: none is."""
         self.directory, self._keep, self._read_only = directory, keep, read_only
+        self._best = best
         self._open()
 
     def _open(self) -> None:
@@ -59,7 +68,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best(self) -> float:
-        """Returns the best evaluation accuracy among the checkpoints, -inf without any."""
+        """Returns the best evaluation's score among the checkpoints, -inf without any."""
         return max((self._scores[step] for step in self.steps()), default=-math.inf)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
@@ -70,12 +79,21 @@ class Checkpoints:
         return [info.step in kept for info in checkpoints]
 
     def _score(self, step: int) -> float:
-        """Returns the accuracy that a checkpoint was saved with; -inf without one, or a damaged."""
+        """Returns the score that a checkpoint was saved with; -inf without one, or a damaged."""
         try:
-            value = float(self._table(step, "metrics")[BEST_METRIC])
+            value = self.score(self._table(step, "metrics"))
         except (OSError, ValueError, TypeError, KeyError):
             return -math.inf
         return value if math.isfinite(value) else -math.inf
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """Returns what grows as an evaluation gets better, -inf of none."""
+        scores = [self._best.score(float(value)) for value in self._kept(metrics).values()]
+        return max(scores, default=-math.inf)
+
+    def _kept(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Returns what is kept of an evaluation."""
+        return {k: v for k, v in metrics.items() if self._best and k == self._best.key}
 
     def _table(self, step: int, name: str):
         return json.loads((self.directory / str(step) / name / name).read_text())
@@ -90,17 +108,17 @@ class Checkpoints:
         items = {item: ocp.args.StandardSave(tree) for item, tree in arrays.items()}
         sums = {name: a for tree in arrays.values() for name, a in tree.items()}
         items["checksums"] = ocp.args.JsonSave(checksums(sums))
-        if BEST_METRIC in metrics:
-            items["metrics"] = ocp.args.JsonSave({BEST_METRIC: metrics[BEST_METRIC]})
-        self._scores[step] = metrics.get(BEST_METRIC, -math.inf)
+        if kept := self._kept(metrics):
+            items["metrics"] = ocp.args.JsonSave(kept)
+        self._scores[step] = self.score(metrics)
         with self._writing():
             self._manager.save(step, args=ocp.args.Composite(**items))
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the result of an evaluation to a checkpoint that was saved before it was made."""
         file = self.directory / str(step) / "metrics" / "metrics"
-        by_first(lambda: outputs.write_json(file, {BEST_METRIC: metrics[BEST_METRIC]}))
-        self._scores[step] = metrics[BEST_METRIC]
+        by_first(lambda: outputs.write_json(file, self._kept(metrics)))
+        self._scores[step] = self.score(metrics)
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Returns what `like` has of the state of `step`, with its structure, shapes and shardings.

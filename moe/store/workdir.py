@@ -14,7 +14,7 @@ from moe.errors import UsageError
 from moe.hosts.distributed import by_first, first_text, is_first
 from moe.screen import say
 from moe.store import lock
-from moe.store.checkpoint import BEST_METRIC, Checkpoints
+from moe.store.checkpoint import Checkpoints
 from moe.store.records import read
 
 # What else may lie in the directory of a run is nobody's business.
@@ -33,7 +33,7 @@ def saved_config(workdir: pathlib.Path) -> ConfigDict | None:
         return configs.from_json(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except configs.UnknownRouter as error:
+    except configs.UnknownPart as error:
         raise UsageError(f"{file} cannot be used here: {error}") from error
     except (OSError, ValueError, TypeError, AttributeError, KeyError, UsageError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)[:200]
@@ -158,8 +158,12 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
 def last_evaluation(workdir: pathlib.Path, step: int) -> dict[str, float]:
     """Returns the recorded evaluation of a step on process 0; {} where there is none."""
     rows = read(workdir / "metrics.jsonl") if is_first() else []
-    row = next((row for row in rows if row["step"] == step and BEST_METRIC in row), {})
-    return {name: value for name, value in row.items() if name.startswith("eval/")}
+    results = (
+        {name: value for name, value in row.items() if name.startswith("eval/")}
+        for row in rows
+        if row["step"] == step
+    )
+    return next(filter(None, results), {})
 
 
 def resume(checkpoints: Checkpoints, like):

@@ -12,25 +12,23 @@ import os
 import pathlib
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 import isotonic
 import moe
 import routers
 from moe.config import flatten
-from moe.data import ImageSource
 from moe.hosts.distributed import AgreedError, gather, together
+from moe.tasks.task import Source
 
 OWN_KEYS = ("data.data_dir", "compile_cache")  # places, which every host may have elsewhere
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 JAX_SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl")
 JAX_SETTINGS += ("jax_threefry_partitionable", "jax_platforms")
-SAMPLES = 16  # examples that stand for a data set
 SHOWN = 4  # differences
 
 
-def agree(config: ConfigDict, *sources: ImageSource, **told: object) -> None:
+def agree(config: ConfigDict, *sources: Source, **told: object) -> None:
     """Compares the config, the program, the libraries and the data of all processes.
 
     Args:
@@ -66,7 +64,7 @@ def _told(config: ConfigDict, sources) -> dict[str, object]:
     told |= {name: getattr(jax.config, name) for name in JAX_SETTINGS}
     flags = os.environ.get("XLA_FLAGS", "").split()
     told["XLA_FLAGS"] = " ".join(sorted(f for f in flags if not f.startswith("--xla_dump")))
-    return told | {f"the data of split {s.split!r}": _fingerprint(s) for s in sources}
+    return told | {f"the data of split {s.split!r}": s.fingerprint() for s in sources}
 
 
 def _program() -> str:
@@ -82,14 +80,4 @@ def _program() -> str:
     for name, file in sorted(files.items()):
         digest.update(name.encode() + b"\0")
         digest.update(file.read_bytes() if file.is_file() else b"")
-    return digest.hexdigest()[:12]
-
-
-def _fingerprint(source: ImageSource) -> str:
-    """Returns a digest of a data set's size and classes, and of some of its examples."""
-    digest = hashlib.sha256(repr((len(source), source.class_names)).encode())
-    for i in np.linspace(0, len(source) - 1, min(SAMPLES, len(source))).astype(int):
-        example = source[int(i)]
-        digest.update(repr((example["image"].shape, example["label"])).encode())
-        digest.update(np.ascontiguousarray(example["image"]).tobytes())
     return digest.hexdigest()[:12]

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from moe.data import ImageSource
 from moe.errors import DataError
 from moe.hosts.distributed import first_text, is_first
 from moe.screen import say
-from moe.store.checkpoint import BEST_METRIC, Checkpoints
+from moe.store.checkpoint import Checkpoints
 from moe.store.records import Records
+from moe.tasks.task import Source
 from moe.train import nonfinite
-from moe.train.measure import evaluate, layer_scalars, scalars, training_scalars
+from moe.train.measure import evaluate, evaluation_scalars, training_scalars
 from moe.train.progress import Progress
 from moe.train.run import Run
 from moe.train.step import State, make_eval_step
@@ -32,8 +32,8 @@ def loop(
     start: int,
     checkpoints: Checkpoints,
     workdir: pathlib.Path,
-    train_source: ImageSource,
-    eval_source: ImageSource,
+    train_source: Source,
+    eval_source: Source,
 ) -> Scalars:
     """Trains from step `start` to the last; returns the scalars of the last evaluation.
 
@@ -46,7 +46,7 @@ def loop(
     with (
         Signals() as signals,
         Records(workdir, start) as records,
-        Progress(start, last, config.batch_size) as progress,
+        Progress(start, last, run.task, run.units) as progress,
     ):
         votes = Votes(run, signals)
         looks = Looks(run, checkpoints, records, progress, votes, eval_source)
@@ -65,7 +65,7 @@ def loop(
             if stop or looks.any_due(step):
                 nonfinite.check(run, state, halted, checkpoints, train_source)
             if looks.due(step, config.log):
-                row = training_scalars(jax.device_get(state["totals"]), config.batch_size)
+                row = training_scalars(run.task, jax.device_get(state["totals"]))
                 state = state | {"totals": zeros()}
                 records.write(step, row | progress.update(step, row))
             results = {}
@@ -91,7 +91,7 @@ class Looks:
         records: Records,
         progress: Progress,
         votes: Votes,
-        eval_source: ImageSource,
+        eval_source: Source,
     ):
         self._run, self._checkpoints, self._records = run, checkpoints, records
         self._progress, self._votes, self._source = progress, votes, eval_source
@@ -112,7 +112,7 @@ class Looks:
 
     def is_better(self, results: Scalars) -> bool:
         """Tells whether an evaluation is the best so far; no results are none."""
-        return results.get(BEST_METRIC, self._best) > self._best
+        return bool(results) and self._checkpoints.score(results) > self._best
 
     def catch_up(self, start: int, state: State) -> Scalars:
         """Makes the evaluation of step `start` that a signal prevented; returns its scalars.
@@ -144,7 +144,7 @@ class Looks:
     def save(self, step: int, state: State, results: Scalars) -> None:
         """Saves a checkpoint; `results` are those of the evaluation of this step, if it had one."""
         self._check_finite(step, state, self._checkpoints)
-        self._best = max(self._best, results.get(BEST_METRIC, self._best))
+        self._best = max(self._best, self._checkpoints.score(results))
         with self._pause(state):
             self._checkpoints.save(step, state, results)
 
@@ -176,8 +176,7 @@ class Looks:
         batches = self._run.eval_batches(self._source)
         with self._pause(state):
             total = evaluate(eval_step, params, batches, self._votes.add)
-        results = {f"eval/{name}": value for name, value in scalars(total).items()}
-        return results | layer_scalars(total, total["examples"], "eval")
+        return evaluation_scalars(self._run.task, total)
 
     def _record(self, step: int, results: Scalars) -> None:
         self._records.write(step, results)

@@ -1,4 +1,4 @@
-"""Measures a model: what an evaluation says, from the sums that `moe.train.step` collects."""
+"""Measures a model: what the log and an evaluation say, from the sums of `moe.train.step`."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -8,13 +8,14 @@ import jax
 import numpy as np
 
 from moe.hosts.distributed import AgreedError
+from moe.tasks import Task
 
 DEAD = 0.01  # an expert with less than this part of its fair share is dead
 
 
 def evaluate(eval_step: Callable, params: Any, batches: Iterable, put: Callable) -> dict[str, Any]:
-    """Adds up `eval_step` over all batches (numpy), with "seconds" and "timed_examples" after the
-    first batch, which may have compiled; `put` places a batch on the devices.
+    """Adds up `eval_step` over all batches (numpy), with "seconds" and "timed" weight after
+    the first batch, which may have compiled; `put` places a batch on the devices.
 
     Raises:
       UsageError: on every process, the model's outputs are not finite.
@@ -23,7 +24,7 @@ def evaluate(eval_step: Callable, params: Any, batches: Iterable, put: Callable)
     for batch in batches:
         sums = jax.device_get(eval_step(params, put(batch)))
         if total is None:
-            total, start, before = sums, time.perf_counter(), sums["examples"]
+            total, start, before = sums, time.perf_counter(), sums["weight"]
         else:
             total = jax.tree.map(np.add, total, sums)
     if not np.isfinite(total["loss"]):  # so is the loss of any example with such an output
@@ -32,28 +33,11 @@ def evaluate(eval_step: Callable, params: Any, batches: Iterable, put: Callable)
             "are not finite; use an earlier checkpoint, or train again with a smaller learning rate"
         )
     total["seconds"] = time.perf_counter() - start
-    total["timed_examples"] = total["examples"] - before
+    total["timed"] = total["weight"] - before
     return total
 
 
-def scalars(total: dict[str, Any]) -> dict[str, float]:
-    """Returns accuracy, top-5 accuracy, mean loss and expected calibration error.
-
-    Calibration error (Guo et al. 2017): the mean distance between confidence and accuracy
-    over equal bins of confidence.
-    """
-    n = float(total["examples"])
-    gaps = np.abs(total["bin_confidence"] - total["bin_correct"])
-    values = {
-        "accuracy": total["correct"] / n,
-        "top5_accuracy": total["top5"] / n,
-        "loss": total["loss"] / n,
-        "calibration_error": gaps.sum() / n,
-    }
-    return {name: float(value) for name, value in values.items()}
-
-
-def routing_table(total: dict[str, Any], examples: float) -> dict[int, dict[str, float]]:
+def routing_table(total: dict[str, Any]) -> dict[int, dict[str, float]]:
     """Returns, for each layer of experts, how evenly it used them and what it dropped.
 
     load_entropy: entropy of the experts' loads over log E, 1 when all are equal; largest_share: the
@@ -68,31 +52,36 @@ def routing_table(total: dict[str, Any], examples: float) -> dict[int, dict[str,
             "load_entropy": float(-(share * logs).sum() / np.log(max(len(share), 2))),
             "largest_share": float(share.max()),
             "dead_experts": int((share < DEAD / len(share)).sum()),
-            "drop_rate": float(total["dropped"][layer] / examples),
+            "drop_rate": float(total["dropped"][layer] / max(total["weight"], 1e-30)),
         }
     return table
 
 
-def training_scalars(totals: dict[str, Any], batch_size: int) -> dict[str, float]:
+def training_scalars(task: Task, totals: dict[str, Any]) -> dict[str, float]:
     """Returns the log's row from the sums of some training steps (numpy).
 
     It has the count of the skipped steps; where all were skipped it has nothing else.
     """
-    examples = float(totals["steps"]) * batch_size
     skipped = {"train/skipped": float(totals["skipped"])}
-    if not examples:
+    if not totals["steps"] or not totals["weight"]:
         return skipped
-    row = {
-        "train/loss": totals["loss"] / examples,
-        "train/accuracy": totals["correct"] / examples,
-        "train/aux_loss": totals["aux_loss"] / examples,
-        "train/grad_norm": totals["grad_norm"] / totals["steps"],
+    row = task.scalars(totals) | {
+        "aux_loss": float(totals["aux_loss"] / totals["weight"]),
+        "grad_norm": float(totals["grad_norm"] / totals["steps"]),
     }
-    row = {k: float(v) for k, v in row.items()} | skipped
-    return row | layer_scalars(totals, examples, "train")
+    return _named("train", row) | skipped | layer_scalars(totals, "train")
 
 
-def layer_scalars(totals: dict[str, Any], examples: float, phase: str) -> dict[str, float]:
+def evaluation_scalars(task: Task, total: dict[str, Any]) -> dict[str, float]:
+    """Returns the log's row from the sums of an evaluation."""
+    return _named("eval", task.scalars(total)) | layer_scalars(total, "eval")
+
+
+def layer_scalars(totals: dict[str, Any], phase: str) -> dict[str, float]:
     """Returns `routing_table` as scalars with names."""
-    table = routing_table(totals, examples)
+    table = routing_table(totals)
     return {f"{phase}/layer_{i}/{k}": v for i, row in table.items() for k, v in row.items()}
+
+
+def _named(phase: str, row: dict[str, float]) -> dict[str, float]:
+    return {f"{phase}/{name}": value for name, value in row.items()}

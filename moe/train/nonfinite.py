@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moe.data import ImageSource
 from moe.hosts.distributed import AgreedError
 from moe.store.checkpoint import Checkpoints, named
+from moe.tasks.task import Source
 from moe.train.run import Run
 from moe.train.step import State, make_gradient, step_key
 
@@ -21,7 +21,7 @@ SHOWN = 4  # names
 
 
 def check(
-    run: Run, state: State, halted: jax.Array, checkpoints: Checkpoints, source: ImageSource
+    run: Run, state: State, halted: jax.Array, checkpoints: Checkpoints, source: Source
 ) -> None:
     """Raises where a step was refused and the config says to stop.
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from moe import outputs
 from moe.errors import UsageError
 from moe.hosts.distributed import together
 from moe.screen import say
-from moe.store import outputs
 from moe.store.checkpoint import Checkpoints, named
 from moe.store.workdir import saved_config, saved_steps
 from moe.train.run import Run, set_up

@@ -8,13 +8,16 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from moe.screen import say
+from moe.tasks import Task
+from moe.tasks.task import line
 
 
 class Progress:
-    """Shows step, loss, accuracy, images per second and the time left."""
+    """Shows the step, the task's scalars, units per second and the time left."""
 
-    def __init__(self, start: int, last: int, batch_size: int):
-        self._last, self._batch_size = last, batch_size
+    def __init__(self, start: int, last: int, task: Task, units: int):
+        """`units` are those of a step, in the task's unit."""
+        self._last, self._task, self._units = last, task, units
         console = Console(highlight=False)
         columns = (
             TextColumn("{task.fields[head]}"),
@@ -23,7 +26,7 @@ class Progress:
         )
         self._bar = Bar(*columns, console=console) if console.is_terminal else None
         if self._bar:
-            self._task = self._bar.add_task("", total=last, completed=start, head="", text="")
+            self._row = self._bar.add_task("", total=last, completed=start, head="", text="")
         self.restart(start)
 
     def __enter__(self):
@@ -51,34 +54,29 @@ class Progress:
             self._time += time.perf_counter() - begin
 
     def update(self, step: int, row: dict[str, float]) -> dict[str, float]:
-        """Shows a row of training scalars; returns the images per second since the last one.
+        """Shows a row of training scalars; returns the units per second since the last one.
 
         They are left out where no step was timed, or by a clock that jumped.
         """
-        images, seconds = (step - self._step) * self._batch_size, time.perf_counter() - self._time
+        units, seconds = (step - self._step) * self._units, time.perf_counter() - self._time
         self.restart(step)
-        rate = images / seconds if seconds > 0 else 0.0
+        rate = units / seconds if seconds > 0 else 0.0
         timed = 0 < rate < float("inf")
-        text = "every step skipped"
-        if "train/loss" in row:
-            text = f"loss {row['train/loss']:.4f}  accuracy {row['train/accuracy']:7.2%}"
+        text = line(self._task, "train", row) or "every step skipped"
         if timed:
-            left = (self._last - step) * self._batch_size / rate
+            left = (self._last - step) * self._units / rate
             minutes, seconds = divmod(round(min(left, 1e9)), 60)
-            text += f"  {rate:,.0f} images/s  {minutes}:{seconds:02d} left"
+            text += f"  {rate:,.0f} {self._task.unit}s/s  {minutes}:{seconds:02d} left"
         head = f"step {step:>5}/{self._last}"
         if self._bar:
-            self._bar.update(self._task, completed=step, head=head, text=text)
+            self._bar.update(self._row, completed=step, head=head, text=text)
         else:
             say(f"{head}  {text}")
-        return {"train/images_per_second": rate} if timed else {}
+        return {f"train/{self._task.unit}s_per_second": rate} if timed else {}
 
     def note(self, step: int, results: dict[str, float]) -> None:
         """Prints an evaluation."""
-        text = (
-            f"step {step:>5}  evaluation: accuracy {results['eval/accuracy']:.2%}, "
-            f"loss {results['eval/loss']:.4f}"
-        )
+        text = f"step {step:>5}  evaluation: {line(self._task, 'eval', results)}"
         if not self._bar:
             return say(text)
         with contextlib.suppress(OSError):

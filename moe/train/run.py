@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -14,14 +13,13 @@ from ml_collections import ConfigDict
 
 from moe import seeds
 from moe.checks import check
-from moe.data import ImageSource, eval_batches, open_split, train_batches
+from moe.config import flatten
 from moe.errors import UsageError
 from moe.hosts import mesh as meshes
-from moe.models.build import build_model
+from moe.tasks import Task, task_of
+from moe.tasks.task import Batch, Source
 from moe.train.optimizer import build_optimizer, optimizer_shardings
 from moe.train.step import State, initial_state, make_eval_step, make_train_step
-
-Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -37,6 +35,16 @@ class Run:
     params: Any
     optimizer: optax.GradientTransformation
     mesh: Mesh
+
+    @property
+    def task(self) -> Task:
+        """Returns what the run learns."""
+        return task_of(self.config)
+
+    @property
+    def units(self) -> int:
+        """Returns the units of the task that a step takes, over all processes."""
+        return self.config.batch_size * self.task.units(self.config)
 
     @property
     def train_step(self) -> Callable:
@@ -67,7 +75,8 @@ class Run:
         shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state())
 
         def init():
-            model = build_model(self.config, nnx.Rngs(seeds.key(self.config.seed, "parameters")))
+            rngs = nnx.Rngs(seeds.key(self.config.seed, "parameters"))
+            model = self.task.build(self.config, rngs)
             params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
             return initial_state(self.config, params, self.optimizer)
 
@@ -92,13 +101,10 @@ class Run:
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns a training batch's shapes and shardings."""
-        batch, data = self.config.batch_size, self.config.data
-        shapes = {"image": ((batch, data.image_size, data.image_size, data.channels), jnp.float32)}
-        shapes["label"] = ((batch,), jnp.int32)
-        if data.augment.mixup > 0:
-            shapes |= {"label_mixed": ((batch,), jnp.int32), "mix": ((batch,), jnp.float32)}
-        where = self._examples
-        return {k: jax.ShapeDtypeStruct(*v, sharding=where) for k, v in shapes.items()}
+        return {
+            key: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self._examples)
+            for key, a in self.task.batch(self.config, self.config.batch_size).items()
+        }
 
     @property
     def _examples(self) -> NamedSharding:
@@ -121,53 +127,37 @@ class Run:
 
         return {key: place(local) for key, local in batch.items()}
 
-    def train_batches(self, source: ImageSource, start_step: int) -> Iterator[Batch]:
+    def train_batches(self, source: Source, start_step: int) -> Iterator[Batch]:
         """Yields this process's rows of the batches from `start_step` on."""
-        return train_batches(
-            source,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            start_step=start_step,
-            image_size=self.config.data.image_size,
-            augment=self.config.data.augment,
-            rows=self.rows(self.config.batch_size),
-        )
+        rows = self.rows(self.config.batch_size)
+        return self.task.train_batches(self.config, source, start_step, rows)
 
-    def eval_batches(self, source: ImageSource) -> Iterator[Batch]:
-        return eval_batches(
-            source,
-            batch_size=self.config.eval.batch_size,
-            image_size=self.config.data.image_size,
-            rows=self.rows(self.config.eval.batch_size),
-        )
-
-
-def open_source(config: ConfigDict, split: str) -> ImageSource:
-    return open_split(config.data.name, split, config.data.data_dir or None)
+    def eval_batches(self, source: Source) -> Iterator[Batch]:
+        return self.task.eval_batches(self.config, source, self.rows(self.config.eval.batch_size))
 
 
 def set_up(
     config: ConfigDict,
-    source: ImageSource | None = None,
+    source: Source | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Run:
     """Builds the parts of a run; nothing is computed.
 
     Args:
       config: of the run.
-      source: images like those it will see; None if `config.data` says what they are like.
+      source: examples like those it will see; None if the config says what they are like.
       devices: None for all there are; also those of a topology that one can only compile for.
 
     Raises:
       UsageError: a setting is unknown, out of range, or does not fit the others.
     """
     if source is not None:
-        config = fill_in(config, source)
+        config = task_of(config).resolve(config, source)
     check(config)
     mesh = meshes.make_mesh(config.mesh, devices)
     _check_sizes(config, mesh)
     with jax.set_mesh(mesh):
-        model = nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0)))  # shapes alone
+        model = nnx.eval_shape(lambda: task_of(config).build(config, nnx.Rngs(0)))  # shapes alone
     graphdef, state = nnx.split(model, nnx.Param)
     params = jax.tree.map(
         lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
@@ -189,38 +179,13 @@ def _check_sizes(config: ConfigDict, mesh: Mesh) -> None:
                 f"config.{key}={size} must be a multiple of {step}: {shards} devices"
                 f" times groups and micro-batches of {group}"
             )
-    sizes = config.data.image_size, config.data.channels, config.data.num_classes
-    if min(sizes) < 1:
-        raise UsageError(
-            "config.data.image_size, .channels and .num_classes must be set where no data is read"
-        )
+    values = flatten(config)
+    missing = [f"config.{key}" for key in task_of(config).sizes if values[key] < 1]
+    if missing:
+        raise UsageError(f"{', '.join(missing)} must be set where no data is read")
     sparse = config.moe.layers not in ("none", "") and not config.moe.dense
     if sparse and config.moe.num_experts % mesh.shape["expert"]:
         raise UsageError(
             f"config.mesh.expert={mesh.shape['expert']} must divide "
             f"moe.num_experts={config.moe.num_experts}"
         )
-
-
-def fill_in(config: ConfigDict, source: ImageSource) -> ConfigDict:
-    """Returns a copy whose `data` has the image size, channels and classes of the source."""
-    height, width, channels = source.image_shape
-    if not (height and width) and not config.data.image_size:
-        raise UsageError(
-            f"the images of data set {config.data.name!r} differ in size: pass the side in pixels "
-            "of the square that they are to be brought to, as --config.data.image_size=SIDE"
-        )
-    sizes = {
-        "image_size": min(height or 0, width or 0),
-        "channels": channels,
-        "num_classes": source.num_classes,
-    }
-    config = ConfigDict(config.to_dict())
-    for key, value in sizes.items():
-        asked = config.data[key]
-        if asked and asked != value and key != "image_size":
-            raise UsageError(
-                f"config.data.{key}={asked}, but data set {config.data.name!r} has {value}"
-            )
-        config.data[key] = asked or value
-    return config.lock()

@@ -1,5 +1,6 @@
 """One training step and one evaluation step, as pure functions of a state and a batch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,31 +12,10 @@ from ml_collections import ConfigDict
 
 from moe import seeds
 from moe.errors import UsageError
-from moe.models.vit import Output
+from moe.tasks import task_of
+from moe.tasks.task import Reports
 
-LOSSES = ("softmax", "sigmoid")
-CALIBRATION_BINS = 15
 State = dict[str, Any]  # step, params, opt_state, and ema where the config asks for it
-
-
-def example_losses(config: ConfigDict, logits, batch, smoothing: float = 0.0) -> jax.Array:
-    """Returns each example's softmax or sigmoid cross-entropy, [B], with mixup's second label."""
-    classes = logits.shape[-1]
-    targets = jax.nn.one_hot(batch["label"], classes)
-    if "mix" in batch:
-        weight = batch["mix"][:, None]
-        targets = weight * targets + (1 - weight) * jax.nn.one_hot(batch["label_mixed"], classes)
-    targets = optax.smooth_labels(targets, smoothing)
-    if config.loss == "sigmoid":
-        return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
-    return optax.softmax_cross_entropy(logits, targets)
-
-
-def main_label(batch) -> jax.Array:
-    """Returns the label of each example, [B]; under mixup the heavier of the two."""
-    if "mix" not in batch:
-        return batch["label"]
-    return jnp.where(batch["mix"] >= 0.5, batch["label"], batch["label_mixed"])
 
 
 def initial_state(config: ConfigDict, params, optimizer: optax.GradientTransformation) -> State:
@@ -50,12 +30,13 @@ def initial_state(config: ConfigDict, params, optimizer: optax.GradientTransform
 def make_gradient(config: ConfigDict, graphdef) -> Callable:
     """Returns a function: params, batch, key -> the gradient of the mean loss, and sums.
 
-    With `optimizer.accumulate` micro-batches the gradient of the examples' losses, and of the
-    z-loss, is that of the whole batch. An auxiliary loss of the batch's statistics (load balance,
-    importance, load) is not linear in them: it is then the mean of the micro-batches' own losses,
-    each over its own tokens. Noise and dropout have a key of their own in each micro-batch.
+    The loss is sum("loss") / sum("weight") of the task over the whole global batch, also of
+    `optimizer.accumulate` micro-batches of unequal weight. An auxiliary loss of the batch's
+    statistics (load balance, importance, load) is not linear in them: it is then the mean of the
+    micro-batches' own losses, each over its own tokens and by its own weight. Noise and dropout
+    have a key of their own in each micro-batch.
     """
-    parts = config.optimizer.accumulate
+    task, parts = task_of(config), config.optimizer.accumulate
     if parts < 1 or config.batch_size % parts:
         raise UsageError(
             f"config.optimizer.accumulate={parts} must divide batch_size={config.batch_size}"
@@ -66,31 +47,44 @@ def make_gradient(config: ConfigDict, graphdef) -> Callable:
         groups = a.reshape(-1, parts, config.moe.group_size, *a.shape[1:])
         return groups.swapaxes(0, 1).reshape(parts, -1, *a.shape[1:])
 
-    def loss(params, batch, key):
-        out: Output = nnx.merge(graphdef, params)(batch["image"], train=True, key=key)
-        losses = example_losses(config, out.logits, batch, config.optimizer.label_smoothing)
-        correct = (out.logits.argmax(-1) == main_label(batch)).sum().astype(jnp.float32)
-        sums = {"loss": losses.sum(), "correct": correct, "aux_loss": out.aux_loss * len(losses)}
-        return losses.mean() + out.aux_loss, sums | traffic(out, len(losses))
+    def losses(params, batch, key):
+        """Returns the loss summed over the batch, the auxiliary loss of the batch, and all sums."""
+        model = nnx.merge(graphdef, params)
+        sums, reports = task.sums(config, model, batch, train=True, key=key)
+        aux_loss = sum((report.aux_loss for report in reports.values()), jnp.zeros(()))
+        sums = sums | {"aux_loss": aux_loss * sums["weight"]} | traffic(reports, sums["weight"])
+        return sums["loss"], aux_loss, sums
 
+    @functools.partial(jax.grad, has_aux=True)
     def gradient(params, batch, key):
-        return jax.grad(loss, has_aux=True)(params, batch, key)
+        loss, aux_loss, sums = losses(params, batch, key)
+        return loss / _or_one(sums["weight"]) + aux_loss, sums
+
+    @functools.partial(jax.grad, has_aux=True)
+    def summed_gradient(params, batch, key):
+        loss, aux_loss, sums = losses(params, batch, key)
+        return loss + aux_loss * sums["weight"], sums
 
     def gradient_in_parts(params, batch, key):
-        """Returns the means over micro-batches, computed one after the other to save memory."""
+        """Adds up micro-batches, computed one after the other to save memory; divides once."""
         batches = jax.tree.map(split, batch)
         keys = jax.random.split(key, parts)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+            return jax.tree.map(jnp.add, total, summed_gradient(params, *part)), None
 
         first = jax.tree.map(lambda a: a[0], (batches, keys))
-        shapes = jax.eval_shape(gradient, params, *first)
+        shapes = jax.eval_shape(summed_gradient, params, *first)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (grads, sums), _ = jax.lax.scan(add, zeros, (batches, keys))
-        return jax.tree.map(lambda g: g / parts, grads), sums
+        return jax.tree.map(lambda g: g / _or_one(sums["weight"]).astype(g.dtype), grads), sums
 
     return gradient if parts == 1 else gradient_in_parts
+
+
+def _or_one(weight):
+    """Returns the weight, 1 where it is 0: a batch of padding has the loss 0."""
+    return jnp.where(weight > 0, weight, 1.0)
 
 
 def finite(tree) -> jax.Array:
@@ -140,35 +134,18 @@ def make_train_step(config: ConfigDict, graphdef, optimizer) -> Callable:
 
 def make_eval_step(config: ConfigDict, graphdef) -> Callable[[Any, dict], dict]:
     """Returns a function: params, batch -> sums over the real examples of the batch."""
+    task = task_of(config)
 
     def eval_step(params, batch):
-        mask = batch["mask"]
-        out: Output = nnx.merge(graphdef, params)(batch["image"], mask=mask > 0)
-        label, logits = batch["label"], out.logits
-        correct = (logits.argmax(-1) == label) * mask
-        own = jnp.take_along_axis(logits, label[:, None], 1)
-        # Ties go to the lower class, as argmax has it.
-        earlier = jnp.arange(logits.shape[-1])[None, :] < label[:, None]
-        ahead = (logits > own) | ((logits == own) & earlier)
-        probs = jax.nn.softmax(logits).max(-1)
-        bins = jnp.clip((probs * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
-        in_bin = jax.nn.one_hot(bins, CALIBRATION_BINS) * mask[:, None]
-        return {
-            "examples": mask.sum(),
-            "loss": (example_losses(config, logits, batch) * mask).sum(),
-            "correct": correct.sum(),
-            "top5": ((ahead.sum(-1) < 5) * mask).sum(),
-            # Not products of matrices, which TPUs round to bfloat16 first.
-            "bin_confidence": (probs[:, None] * in_bin).sum(0),
-            "bin_correct": (correct[:, None] * in_bin).sum(0),
-        } | traffic(out, mask.sum())
+        sums, reports = task.sums(config, nnx.merge(graphdef, params), batch, train=False)
+        return sums | traffic(reports, sums["weight"])
 
     return eval_step
 
 
-def traffic(out: Output, examples) -> dict:
-    """Returns each layer's expert loads, and its share of dropped weight times the examples."""
+def traffic(reports: Reports, weight) -> dict:
+    """Returns each layer's expert loads, and its share of dropped weight times the batch's own."""
     return {
-        "load": {str(i): report.load_E for i, report in out.reports.items()},
-        "dropped": {str(i): report.dropped * examples for i, report in out.reports.items()},
+        "load": {str(i): report.load_E for i, report in reports.items()},
+        "dropped": {str(i): report.dropped * weight for i, report in reports.items()},
     }

@@ -12,11 +12,13 @@ from moe.hosts.distributed import AgreedError, by_first, first_text, together
 from moe.models.build import count_parameters
 from moe.screen import say
 from moe.store import workdir as workdirs
-from moe.store.checkpoint import BEST_METRIC, Checkpoints
+from moe.store.checkpoint import Checkpoints
+from moe.tasks import task_of
+from moe.tasks.task import line
 from moe.train.agreement import agree
 from moe.train.loop import loop
 from moe.train.origins import find_source, start_from_checkpoint, write_origin
-from moe.train.run import Run, open_source, set_up
+from moe.train.run import Run, set_up
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, extend: bool = False) -> dict[str, float]:
@@ -40,7 +42,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, extend: bool = False) -> di
     fresh = None if workdirs.has_checkpoint(workdir) else _fresh(run)
     with contextlib.ExitStack() as stack:
         by_first(lambda: stack.enter_context(workdirs.opened(run.config, workdir, extend)))
-        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+        checkpoints = Checkpoints(
+            workdir / "checkpoints", config.checkpoint.keep, best=run.task.best
+        )
         if checkpoints.steps():
             fresh = None  # another process was first: no state is held beside the restored one
             state, start = workdirs.resume(checkpoints, _like(run, sums))
@@ -48,7 +52,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, extend: bool = False) -> di
             (state, origin), start, fresh = fresh or _fresh(run), 0, None
             by_first(lambda: write_origin(origin, workdir))
         state = {"totals": zeros()} | state
-        if start == run.config.num_steps and (results := _complete(workdir, start)) is not None:
+        if (
+            start == run.config.num_steps
+            and (results := _complete(run, workdir, start)) is not None
+        ):
             checkpoints.close()
             return results
         _announce(run, workdir, start)
@@ -69,8 +76,8 @@ def _prepare(config: ConfigDict, workdir: pathlib.Path, extend: bool):
     """Finds what can be found wrong before an array is made or a file touched."""
     check(config)  # before a data set is read, or prepared
     workdirs.check_place(workdir)
-    train_source = open_source(config, config.data.train_split)
-    eval_source = open_source(config, config.data.eval_split)
+    train_source = task_of(config).open(config, config.data.train_split)
+    eval_source = task_of(config).open(config, config.data.eval_split)
     run = set_up(config, train_source)
     workdirs.check_config(run.config, workdir, extend)
     if config.init.workdir and not workdirs.saved_steps(workdir):
@@ -95,13 +102,13 @@ def _like(run: Run, sums):
     return run.abstract_state() | {"totals": totals}
 
 
-def _complete(workdir: pathlib.Path, step: int) -> dict[str, float] | None:
+def _complete(run: Run, workdir: pathlib.Path, step: int) -> dict[str, float] | None:
     """Says that a run which has been evaluated at its last step is complete, and returns how."""
     results = workdirs.last_evaluation(workdir, step)
     if not first_text("complete" if results else ""):
         return None
     say(
-        f"{workdir} is complete: {step} steps, accuracy {results.get(BEST_METRIC, 0):.2%}; "
+        f"{workdir} is complete: {step} steps, {line(run.task, 'eval', results)}; "
         f"`python eval.py --workdir={workdir}` evaluates it, and the same command with more steps "
         "(--config.num_steps=N) and --extend trains it further"
     )

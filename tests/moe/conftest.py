@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from moe import cli, config
+from moe.tasks import task_of
 from moe.train.trainer import train
 
 # These tests compile much and compute little: without LLVM's costly passes they take half as long.
@@ -29,6 +30,14 @@ TINY = {
     "log.every": "5",
     "checkpoint.every": "4",
 }
+
+
+def open_source(config, split):
+    return task_of(config).open(config, split)
+
+
+def build_model(config, rngs):
+    return task_of(config).build(config, rngs)
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,13 @@ from flax import nnx
 
 from moe import cli
 from moe.data import from_arrays
-from moe.models.build import build_model, count_parameters
+from moe.models.build import count_parameters
 from moe.store.checkpoint import named
-from moe.train.measure import evaluate, scalars
+from moe.tasks import TASKS
+from moe.train.measure import evaluate
 from moe.train.run import set_up
 from moe.train.step import make_train_step
-from tests.moe.conftest import quick_jit
+from tests.moe.conftest import build_model, quick_jit
 
 CONFIGS = sorted(pathlib.Path("configs").glob("[!_]*.py"))
 SHRUNK = {
@@ -64,7 +65,7 @@ def test_builds_and_takes_a_step(file, dense):
     # A bias of the keys shifts all scores of a query alike: softmax does not see it.
     assert {name for name in same if not name.endswith("attention.key.bias")} == set()
     total = evaluate(run.eval_step(), state["params"], run.eval_batches(data), run.put)
-    assert total["examples"] == 70 and 0 <= scalars(total)["accuracy"] <= 1
+    assert total["examples"] == 70 and 0 <= TASKS["images"].scalars(total)["accuracy"] <= 1
 
 
 @pytest.mark.parametrize(

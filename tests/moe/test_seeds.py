@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-import moe.train.run
 import moe.train.step
 from moe import seeds
 from moe.errors import UsageError
-from moe.train.run import open_source, set_up
+from moe.tasks.images import Images
+from moe.train.run import set_up
+from tests.moe.conftest import open_source
 
 SEEDS = (0, 1, 1 << 31, 1 << 32, (1 << 32) + 1, 1 << 62, (1 << 63) - 1)
 
@@ -48,7 +49,7 @@ def test_parameters_and_steps_share_no_key(tiny, monkeypatch):
         config = tiny(seed=seed)
         run = set_up(config, open_source(config, "train"), jax.devices()[:1])
         with monkeypatch.context() as patch:
-            patch.setattr(moe.train.run, "build_model", catch)
+            patch.setattr(Images, "build", lambda self, config, rngs: catch(config, rngs))
             patch.setattr(run.__class__, "jit", lambda self, f, **options: f)
             with pytest.raises(Caught) as caught:
                 run.initial_state()

@@ -12,7 +12,7 @@ from PIL import Image
 from moe import config as configs
 from moe.data import eval_batches, from_arrays, open_split, source, train_batches
 from moe.errors import UsageError
-from moe.train.run import fill_in
+from moe.tasks import TASKS
 
 NUM_EXAMPLES = 10
 
@@ -371,7 +371,7 @@ def test_size_of_images_that_differ_must_be_given(data_dir):
     config.data.name = "any_size_pngs"
     opened = open_split("any_size_pngs", "train", data_dir)
     with pytest.raises(UsageError, match=r"differ in size: .* --config.data.image_size=SIDE"):
-        fill_in(config, opened)
+        TASKS["images"].resolve(config, opened)
     assert opened.image_shape == (None, None, 3)
     config.data.image_size = 5
-    assert fill_in(config, opened).data.image_size == 5
+    assert TASKS["images"].resolve(config, opened).data.image_size == 5

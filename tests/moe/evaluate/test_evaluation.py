@@ -9,13 +9,14 @@ import pytest
 from flax import nnx
 
 import eval as eval_script
+from moe import outputs
 from moe.errors import UsageError
 from moe.evaluate import evaluation
 from moe.evaluate.evaluation import evaluate_run
 from moe.models.vit import Output
-from moe.store import outputs
 from moe.store.records import read
-from moe.train.measure import evaluate, routing_table, scalars
+from moe.tasks import TASKS
+from moe.train.measure import evaluate, routing_table
 from moe.train.step import make_eval_step
 from moe.train.trainer import train
 from routers import ROUTERS
@@ -183,7 +184,7 @@ def sums_of(logits, tiny):
 
 
 def test_ties_are_broken_by_position(tiny):
-    values = scalars(sums_of(np.zeros(10), tiny))
+    values = TASKS["images"].scalars(sums_of(np.zeros(10), tiny))
     assert values["accuracy"] == pytest.approx(0.1) and values["top5_accuracy"] == 0.5
     # Classes 9, 8 and 7 lead, and of the seven that follow in a tie the first two count.
     total = sums_of([0, 0, 0, 0, 0, 0, 0, 1, 2, 3], tiny)
@@ -204,6 +205,7 @@ def strip(rows):
 def test_scalars_and_routing_against_a_plain_computation():
     total = {
         "examples": np.float32(4),
+        "weight": np.float32(4),
         "correct": np.float32(3),
         "top5": np.float32(4),
         "loss": np.float32(2),
@@ -212,10 +214,10 @@ def test_scalars_and_routing_against_a_plain_computation():
         "load": {"2": np.array([4.0, 4.0, 0.0, 0.0])},
         "dropped": {"2": np.float32(1)},
     }
-    values = scalars(total)
+    values = TASKS["images"].scalars(total)
     assert values == pytest.approx(
         {"accuracy": 0.75, "top5_accuracy": 1, "loss": 0.5, "calibration_error": 0.9 / 4}
     )
-    assert routing_table(total, 4)[2] == pytest.approx(
+    assert routing_table(total)[2] == pytest.approx(
         {"load_entropy": 0.5, "largest_share": 0.5, "dead_experts": 2, "drop_rate": 0.25}
     )

@@ -11,6 +11,7 @@ from moe.evaluate import evaluation
 from moe.hosts import mesh as meshes
 from moe.hosts.mesh import AXES
 from moe.store.checkpoint import Checkpoints
+from moe.tasks.images import Images
 from moe.train.origins import start_from_checkpoint
 from moe.train.run import set_up
 from tests.moe import launch
@@ -30,7 +31,7 @@ def pod_config(file):
 @pytest.fixture(autouse=True)
 def data(monkeypatch):
     images = source(3)
-    monkeypatch.setattr(evaluation, "open_source", lambda *_: images)
+    monkeypatch.setattr(Images, "open", lambda *_: images)
 
 
 def use_devices(count, monkeypatch):

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from moe.train.run import open_source, set_up
-from tests.moe.conftest import QUICK
+from moe.train.run import set_up
+from tests.moe.conftest import QUICK, open_source
 from tests.moe.train.test_mesh import SIZES, losses, meshed
 
 

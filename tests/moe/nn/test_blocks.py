@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe.models.build import build_model
 from moe.nn.blocks import REMATS, Run, runs
-from tests.moe.conftest import quick_jit
+from tests.moe.conftest import build_model, quick_jit
 
 SIZES = {"model__depth": "5", "moe__layers": "1,3", "router__name": "topk", "model__dropout": "0.1"}
 
@@ -39,7 +38,7 @@ def outcome(config):
 
     def loss(params):
         out = nnx.merge(graphdef, params)(images, train=True, key=jax.random.key(1))
-        return (out.logits * cotangent).sum() + out.aux_loss, out
+        return (out.logits * cotangent).sum() + sum(r.aux_loss for r in out.reports.values()), out
 
     (value, out), grads = quick_jit(jax.value_and_grad(loss, has_aux=True))(params)
     found, loops = {}, {}

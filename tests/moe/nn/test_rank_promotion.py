@@ -7,9 +7,10 @@ import pytest
 import isotonic
 import routers
 from moe.nn.dispatch import DISPATCHES
-from moe.train.run import open_source, set_up
+from moe.train.run import set_up
 from moe.train.step import make_eval_step
 from routers import ROUTERS
+from tests.moe.conftest import open_source
 
 SETTINGS = {"data__augment__mixup": "0.4", "optimizer__ema_decay": "0.9", "model__dropout": "0.1"}
 ROWS, KEY = jax.ShapeDtypeStruct((3, 2, 8), jnp.float32), jax.random.key(0)

@@ -13,11 +13,11 @@ from moe.plan import links, memory
 from moe.plan.chips import CHIPS, Chip
 from moe.plan.collectives import Collective
 from moe.plan.compiled import Compiled, compile_step, out_of_memory
-from moe.plan.flops import count_flops
 from moe.plan.roofline import roofline
 from moe.plan.sweep import divisors, meshes
 from moe.plan.topology import split_name
 from moe.plan.work import Work
+from moe.tasks import task_of
 from moe.train.run import Run, set_up
 
 V5P = CHIPS["v5p"]
@@ -43,7 +43,7 @@ def xla_flops(run, train: bool) -> float:
 
     def forward(params, images):
         out = nnx.merge(run.graphdef, params)(images, train=True)
-        return out.logits.sum() + out.aux_loss
+        return out.logits.sum() + sum(r.aux_loss for r in out.reports.values())
 
     f = jax.grad(forward) if train else forward
     return jax.jit(f).lower(params, images).cost_analysis()["flops"] / images.shape[0]
@@ -63,7 +63,7 @@ def xla_flops(run, train: bool) -> float:
 def test_flops_are_those_that_xla_counts(tiny, overrides):
     """XLA counts softmaxes, norms and routers' sums too: some hundredths, and never less."""
     run = set_up(tiny(**WIDE, **overrides))
-    flops = count_flops(run.config)
+    flops = run.task.flops(run.config)
     assert 1 <= xla_flops(run, train=False) / flops.computed < 1.05
     assert 1 <= xla_flops(run, train=True) / flops.training(flops.computed) < 1.05
 
@@ -72,7 +72,9 @@ def test_flops_of_a_block_by_hand(tiny):
     config = tiny(data__image_size="8", data__channels="1", data__num_classes="10")
     config.unlock()
     config.model.pool, config.moe.capacity_factor = "mean", 1.0
-    flops = count_flops(config)  # 4 tokens of width 16, 2 blocks, one of them 4 experts, K = 2
+    flops = task_of(config).flops(
+        config
+    )  # 4 tokens of width 16, 2 blocks, one of them 4 experts, K = 2
     assert flops.embed == 2 * 4 * 16 * 16
     assert flops.attention == 2 * (4 * 2 * 4 * 16 * 16 + 2 * 2 * 4 * 4 * 16)
     assert flops.mlp == 2 * 2 * 4 * 16 * 32

@@ -9,7 +9,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from moe.errors import UsageError
-from moe.store.checkpoint import BEST_METRIC, Checkpoints, DamagedError, named
+from moe.store.checkpoint import Checkpoints, DamagedError, named
+from moe.tasks import Metric
+
+ACCURACY = Metric("accuracy", higher=True, form=".2%")
 
 
 def state(value: float):
@@ -21,12 +24,12 @@ def state(value: float):
 
 
 def test_the_newest_and_the_best_stay(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    checkpoints = Checkpoints(tmp_path / "c", keep=2, best=ACCURACY)
     accuracies = {1: 0.5, 2: 0.9, 3: None, 4: 0.7, 5: None, 6: 0.8}
     for step, accuracy in accuracies.items():
-        checkpoints.save(step, state(step), {} if accuracy is None else {BEST_METRIC: accuracy})
+        checkpoints.save(step, state(step), {} if accuracy is None else {ACCURACY.key: accuracy})
     checkpoints.close()
-    again = Checkpoints(tmp_path / "c", keep=2)
+    again = Checkpoints(tmp_path / "c", keep=2, best=ACCURACY)
     assert again.steps() == [2, 5, 6] and again.best() == 0.9
     restored, step, damaged = again.restore_newest(state(0))
     assert (step, damaged) == (6, [])
@@ -37,7 +40,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
     only = again.restore(2, {"params": state(0)["params"]})
     np.testing.assert_array_equal(only["params"]["blocks"][0]["kernel"], jnp.full((2, 3), 2.0))
     for later in (7, 8, 9):  # the best outlives a restart
-        again.save(later, state(later), {BEST_METRIC: 0.1})
+        again.save(later, state(later), {ACCURACY.key: 0.1})
     again.close()
     assert Checkpoints(tmp_path / "c", read_only=True).steps() == [2, 8, 9]
 
@@ -46,7 +49,7 @@ def test_saving_while_the_state_moves_on(tmp_path):
     """The files are written in the background, from a copy: donated buffers are reused at once."""
     advance = jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)
     big = {"params": jnp.zeros((512, 512)), "step": jnp.int32(0)}
-    checkpoints = Checkpoints(tmp_path / "c", keep=3)
+    checkpoints = Checkpoints(tmp_path / "c", keep=3, best=ACCURACY)
     for step in range(1, 31):
         big = advance(big)
         if step % 10 == 0:
@@ -70,11 +73,11 @@ def three(tmp_path):
     """Checkpoints of steps 1 to 3, the second with an accuracy, and what they hold."""
     rng = np.random.default_rng(0)
     states = {}
-    checkpoints = Checkpoints(tmp_path / "c", keep=3)
+    checkpoints = Checkpoints(tmp_path / "c", keep=3, best=ACCURACY)
     for step in (1, 2, 3):
         matrix = jnp.asarray(rng.normal(size=(64, 32)), jnp.float32)
         states[step] = state(step) | {"ema": {"kernel": matrix}, "totals": {"loss": jnp.ones(())}}
-        checkpoints.save(step, states[step], {BEST_METRIC: 0.5} if step == 2 else {})
+        checkpoints.save(step, states[step], {ACCURACY.key: 0.5} if step == 2 else {})
     checkpoints.close()
     return tmp_path / "c", states
 
@@ -111,13 +114,15 @@ def test_a_flipped_byte_anywhere_is_found_or_changes_nothing(three):
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_damaged_checkpoint_is_passed_over_in_silence(tmp_path, capfd):
     many = {"params": {str(i): jnp.full((300, 30), float(i)) for i in range(60)}}
-    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    checkpoints = Checkpoints(tmp_path / "c", keep=2, best=ACCURACY)
     for step in (1, 2):
         checkpoints.save(step, many, {})
     checkpoints.close()
     for file in (tmp_path / "c" / "2").rglob("d/*"):
         file.unlink()
-    restored, step, damaged = Checkpoints(tmp_path / "c", keep=2).restore_newest(many)
+    restored, step, damaged = Checkpoints(tmp_path / "c", keep=2, best=ACCURACY).restore_newest(
+        many
+    )
     assert (step, damaged) == (1, [2])
     assert_equal(restored, many)
     gc.collect()
@@ -133,7 +138,7 @@ def test_damaged_metrics_are_no_metrics(text, three):
     checkpoints = Checkpoints(directory, keep=2)
     assert checkpoints.steps() == [1, 2, 3] and checkpoints.best() == -np.inf
     checkpoints.reload()
-    checkpoints.save(4, states[3], {BEST_METRIC: 0.4})
+    checkpoints.save(4, states[3], {ACCURACY.key: 0.4})
     for step in (5, 6):
         checkpoints.save(step, states[3], {})
     checkpoints.close()

@@ -12,8 +12,8 @@ import pytest
 from moe import cli, config
 from moe.hosts.mesh import AXES
 from moe.store.checkpoint import Checkpoints
-from moe.train.run import open_source, set_up
-from tests.moe.conftest import QUICK, TINY
+from moe.train.run import set_up
+from tests.moe.conftest import QUICK, TINY, open_source
 
 SIZES = {"moe__num_experts": "8", "optimizer__ema_decay": "0.9", "optimizer__learning_rate": "0.01"}
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moe.train.run import open_source, set_up
+from moe.train.run import set_up
 from moe.train.step import make_eval_step
 from moe.train.stopping import with_vote
-from tests.moe.conftest import QUICK
+from tests.moe.conftest import QUICK, open_source
 
 COLLECTIVE = re.compile(r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\(")
 CALLED = re.compile(r"(?:body|condition|to_apply|calls)=%?([\w.-]+)|branch_computations={(.*?)}")

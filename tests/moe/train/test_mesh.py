@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from moe.errors import UsageError
 from moe.hosts.mesh import AXES, make_mesh, to_experts, to_groups
-from moe.train.run import open_source, set_up
+from moe.train.run import set_up
 from routers import ROUTERS
-from tests.moe.conftest import QUICK
+from tests.moe.conftest import QUICK, open_source
 
 STEPS = 20
 FACTORS = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(s) == 8]

@@ -13,13 +13,14 @@ import moe.train.run
 from moe.errors import UsageError
 from moe.store.checkpoint import Checkpoints
 from moe.store.records import read
+from moe.tasks import TASKS
 from moe.train.measure import training_scalars
 from moe.train.nonfinite import state_check
 from moe.train.progress import Progress
-from moe.train.run import open_source, set_up
+from moe.train.run import set_up
 from moe.train.trainer import train
 from tests.moe import launch
-from tests.moe.conftest import QUICK
+from tests.moe.conftest import QUICK, open_source
 
 BAD = 7  # the step, counted from 1, whose images are broken
 
@@ -145,7 +146,7 @@ def test_the_key_is_checked(tiny, tmp_path):
 
 
 def test_a_row_of_skipped_steps_has_no_other_number(capsys):
-    row = training_scalars({"steps": np.zeros(()), "skipped": np.float32(5)}, 16)
+    row = training_scalars(TASKS["images"], {"steps": np.zeros(()), "skipped": np.float32(5)})
     assert row == {"train/skipped": 5.0}
-    Progress(0, 10, 16).update(5, row)
+    Progress(0, 10, TASKS["images"], 16).update(5, row)
     assert "every step skipped" in capsys.readouterr().out

@@ -10,8 +10,9 @@ import pytest
 from moe.errors import UsageError
 from moe.store.checkpoint import named
 from moe.train.origins import places, start_from_checkpoint, write_origin
-from moe.train.run import open_source, set_up
+from moe.train.run import set_up
 from moe.train.trainer import train
+from tests.moe.conftest import open_source
 
 SIZES = {"model__depth": "4", "moe__expert_dim": "32", "num_steps": "6"}
 DENSE = SIZES | {"moe__layers": "none"}

@@ -7,6 +7,7 @@ import pytest
 import moe.train.progress
 from moe.store.checkpoint import Checkpoints
 from moe.store.records import read
+from moe.tasks import TASKS
 from moe.train.progress import Progress
 from moe.train.run import Run
 from moe.train.trainer import train
@@ -49,7 +50,7 @@ def test_pauses_are_left_out_at_any_cadence(clock, tiny, tmp_path, monkeypatch):
 
 
 def test_a_step_that_compiled_is_no_measure(clock, capsys):
-    progress = Progress(0, 10, 16)
+    progress = Progress(0, 10, TASKS["images"], 16)
     clock.now += 30
     progress.restart(1)
     assert progress.update(1, ROW) == {}
@@ -58,13 +59,13 @@ def test_a_step_that_compiled_is_no_measure(clock, capsys):
     clock.now += 100
     assert progress.update(10, ROW) == {"train/images_per_second": 8 * 16 / 100}
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "step     1/10  loss 1.0000  accuracy  50.00%"
+    assert lines[0] == "step     1/10  loss 1.0000  accuracy 50.00%"
     assert lines[1].endswith("16 images/s  0:08 left") and lines[2].endswith("0:00 left")
 
 
 @pytest.mark.parametrize("jump", [-1e9, 0.0, 1e308, float("inf"), float("nan"), 5e-324])
 def test_a_clock_that_jumps(jump, clock, capsys):
-    progress = Progress(0, 10**9, 16)
+    progress = Progress(0, 10**9, TASKS["images"], 16)
     clock.now = clock.now + jump if jump != 5e-324 else jump
     progress.update(1, ROW)
     with progress.pause():

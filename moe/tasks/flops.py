@@ -1,0 +1,81 @@
+"""Counts FLOPs by formula, and those of a layer of experts; a multiplication and its sum are 2.
+
+Only matrix products are counted: all else is some hundredths of them.
+"""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from moe.nn.dispatch import slots_per_expert
+
+
+class Flops(NamedTuple):
+    """Holds the FLOPs of one example, forward.
+
+    `experts` are those that the model asks for, K for every token; `slots` what the experts
+    compute for it, empty slots included, overflowing tokens not.
+    """
+
+    embed: float  # of the examples themselves, which need no gradient
+    attention: float
+    mlp: float
+    router: float
+    experts: float
+    slots: float
+    head: float
+
+    @property
+    def model(self) -> float:
+        """Returns what the model asks for."""
+        return self._others + self.experts
+
+    @property
+    def computed(self) -> float:
+        """Returns what is computed for it."""
+        return self._others + self.slots
+
+    @property
+    def _others(self) -> float:
+        return self.embed + self.attention + self.mlp + self.router + self.head
+
+    def training(self, forward: float) -> float:
+        """Returns forward and backward: each product twice more, for its factors' gradients.
+
+        The examples need none, so the embedding has one product less.
+        """
+        return 3 * forward - self.embed
+
+
+def count_experts(
+    config: ConfigDict, tokens: int, dim: int, hidden: int, products: int = 2
+) -> tuple[float, float, float]:
+    """Returns the FLOPs of a layer's router, experts and slots, for one example of T tokens.
+
+    With K of E experts of width F and C slots for a group of G examples: router 2 T D E, experts
+    `products` * 2 D F for each of K T tokens or E C / G slots. Soft MoE scores T x (E C) pairs and
+    mixes twice, 2 T D E C each.
+    """
+    moe, name = config.moe, config.router.name
+    wide = moe.expert_dim or hidden
+    if moe.dense:
+        experts = 2 * products * tokens * dim * dense_width(config, hidden)
+        return 0, experts, experts
+    k = min(config.router[name].k, moe.num_experts)
+    capacity = slots_per_expert(moe.group_size * tokens, k, moe.num_experts, moe.capacity_factor)
+    rows = {
+        "capacity": moe.num_experts * capacity / moe.group_size,
+        "dense": moe.num_experts * tokens,
+    }.get(moe.dispatch, k * tokens)
+    router = 2 * tokens * dim * moe.num_experts
+    if name == "soft_moe":
+        slots = moe.num_experts * capacity
+        rows, router = slots / moe.group_size, 6 * tokens * dim * slots
+    expert = 2 * products * dim * wide
+    return router, k * tokens * expert, rows * expert
+
+
+def dense_width(config: ConfigDict, hidden: int) -> int:
+    """Returns the width of the MLP that stands for a layer of experts at equal FLOPs."""
+    k = config.router[config.router.name].k
+    return max(1, round((config.moe.expert_dim or hidden) * k * config.moe.capacity_factor))

@@ -1,0 +1,244 @@
+"""Learns to classify images: a vision transformer on prepared TFDS sets."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from moe.data import Augment, ImageSource, eval_batches, open_split, train_batches
+from moe.data.transforms import fit, to_float
+from moe.errors import UsageError
+from moe.models.build import feed_forward, moe_layers
+from moe.models.vit import POOLS, POSITIONS, SIZES, VisionTransformer
+from moe.nn.blocks import Block
+from moe.ranges import RATE, SIZE, Key, annotated
+from moe.tasks import classification
+from moe.tasks.flops import Flops, count_experts, dense_width
+from moe.tasks.pictures import draw_patches
+from moe.tasks.task import Batch, Metric, Reports, Shape, Sums, Task
+
+SHOWN_IMAGES = 12  # in the routing picture
+
+
+class Images(Task):
+    """Classifies images by softmax or sigmoid cross-entropy."""
+
+    unit = "image"
+    best = Metric("accuracy", higher=True, form=".2%")
+    shown = (Metric("loss", higher=False, form=".4f"), best)
+    sizes = ("data.image_size", "data.channels", "data.num_classes")
+    overrides = ("data.image_size",)
+    pictures = ("patches.png",)
+
+    def keys(self):
+        return {
+            "loss": Key("softmax", classification.LOSSES),
+            "data": {
+                "name": Key("digits"),  # any TFDS image classification set in array_record form
+                "image_size": Key(0, "0 or [1, 1e4]"),  # 0: that of the data set
+                "channels": Key(0, "0 or [1, 1e3]"),  # 0: that of the data set
+                "num_classes": Key(0, SIZE),  # the same
+                "augment": {
+                    f.name: annotated(f.default, f.type) for f in dataclasses.fields(Augment)
+                },
+            },
+            "model": {
+                "name": Key("vit", ("vit",)),
+                "size": Key("S", tuple(SIZES)),  # the explicit sizes below win where not 0
+                "width": Key(0, "0 or [1, 1e5]"),
+                "depth": Key(0, "0 or [1, 1e3]"),
+                "mlp_dim": Key(0, SIZE),
+                "num_heads": Key(0, "0 or [1, 1e4]"),
+                "patch_size": Key(16, "[1, 1e4]"),
+                "pool": Key("cls", POOLS),
+                "position": Key("learned", POSITIONS),
+                "dropout": Key(0.0, RATE),
+            },
+            "optimizer": {"label_smoothing": Key(0.0, RATE)},
+        }
+
+    def check(self, config: ConfigDict) -> None:
+        Augment.from_mapping(config.data.augment)
+        model, size = config.model, config.data.image_size
+        width, _, _, heads = model_sizes(config)
+        if width % heads:
+            raise UsageError(f"config.model.num_heads={heads} does not divide the width {width}")
+        if model.position == "sincos" and width % 4:
+            raise UsageError(f"config.model.position='sincos' needs a width of 4 N, not {width}")
+        if not size:
+            return  # the data set will say it
+        if size % model.patch_size:
+            raise UsageError(
+                f"config.model.patch_size={model.patch_size} does not divide the image size {size}"
+            )
+        for key in ("crop", "cutout"):
+            pixels = config.data.augment[key]
+            if pixels > size:
+                raise UsageError(
+                    f"config.data.augment.{key}={pixels} is above the image size {size}"
+                )
+
+    def shape(self, config: ConfigDict) -> Shape:
+        return model_sizes(config)
+
+    def tokens(self, config: ConfigDict) -> int:
+        return _patches(config) + (config.model.pool == "cls")
+
+    def open(self, config: ConfigDict, split: str) -> ImageSource:
+        return open_split(config.data.name, split, config.data.data_dir or None)
+
+    def resolve(self, config: ConfigDict, source: ImageSource) -> ConfigDict:
+        height, width, channels = source.image_shape
+        if not (height and width) and not config.data.image_size:
+            raise UsageError(
+                f"the images of data set {config.data.name!r} differ in size: pass the side in "
+                "pixels of the square that they are to be brought to, as "
+                "--config.data.image_size=SIDE"
+            )
+        sizes = {
+            "image_size": min(height or 0, width or 0),
+            "channels": channels,
+            "num_classes": source.num_classes,
+        }
+        config = ConfigDict(config.to_dict())
+        for key, value in sizes.items():
+            asked = config.data[key]
+            if asked and asked != value and key != "image_size":
+                raise UsageError(
+                    f"config.data.{key}={asked}, but data set {config.data.name!r} has {value}"
+                )
+            config.data[key] = asked or value
+        return config.lock()
+
+    def batch(self, config: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        data = config.data
+        shapes = {"image": ((size, data.image_size, data.image_size, data.channels), jnp.float32)}
+        shapes["label"] = ((size,), jnp.int32)
+        if data.augment.mixup > 0:
+            shapes |= {"label_mixed": ((size,), jnp.int32), "mix": ((size,), jnp.float32)}
+        return {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
+
+    def train_batches(
+        self, config: ConfigDict, source: ImageSource, start_step: int, rows: Sequence[int]
+    ) -> Iterator[Batch]:
+        return train_batches(
+            source,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            image_size=config.data.image_size,
+            augment=config.data.augment,
+            rows=rows,
+        )
+
+    def eval_batches(
+        self, config: ConfigDict, source: ImageSource, rows: Sequence[int]
+    ) -> Iterator[Batch]:
+        size = config.data.image_size
+        return eval_batches(source, batch_size=config.eval.batch_size, image_size=size, rows=rows)
+
+    def build(self, config: ConfigDict, rngs: nnx.Rngs) -> VisionTransformer:
+        model, data = config.model, config.data
+        width, depth, mlp_dim, heads = model_sizes(config)
+        layers = moe_layers(config.moe.layers, depth)
+        dtype = jnp.dtype(model.dtype)
+        mlp = feed_forward(config, width, mlp_dim, dense_width(config, mlp_dim), layers)
+
+        def block(number: int, tokens: int, rngs: nnx.Rngs) -> Block:
+            inner = mlp(number, tokens, rngs)
+            return Block(width, heads, inner, dropout=model.dropout, dtype=dtype, rngs=rngs)
+
+        return VisionTransformer(
+            image_size=data.image_size,
+            channels=data.channels,
+            num_classes=data.num_classes,
+            patch_size=model.patch_size,
+            width=width,
+            block=block,
+            kinds=[i in layers for i in range(depth)],
+            scan=model.scan,
+            remat=model.remat,
+            pool=model.pool,
+            position=model.position,
+            dropout=model.dropout,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def sums(
+        self, config: ConfigDict, model: VisionTransformer, batch, *, train: bool, key=None
+    ) -> tuple[Sums, Reports]:
+        if not train:
+            mask = batch["mask"]
+            out = model(batch["image"], mask=mask > 0)
+            losses = classification.losses(config.loss, out.logits, batch)
+            return classification.sums(out.logits, batch["label"], losses, mask), out.reports
+        out = model(batch["image"], train=True, key=key)
+        smoothing = config.optimizer.label_smoothing
+        losses = classification.losses(config.loss, out.logits, batch, smoothing)
+        correct = (out.logits.argmax(-1) == classification.main_label(batch)).sum()
+        sums = {"loss": losses.sum(), "weight": len(losses), "correct": correct}
+        sums = {name: jnp.float32(value) for name, value in sums.items()}
+        return sums, out.reports
+
+    def scalars(self, totals: Sums) -> dict[str, float]:
+        return classification.scalars(totals)
+
+    def flops(self, config: ConfigDict) -> Flops:
+        """Counts one image's, with T tokens, width D and MLP width F.
+
+        Per block: attention 8 T D^2 + 4 T^2 D, MLP 4 T D F; experts as `count_experts`.
+        """
+        dim, depth, hidden, _ = model_sizes(config)
+        patches, tokens = _patches(config), self.tokens(config)
+        layers = len(moe_layers(config.moe.layers, depth))
+        router, experts, slots = count_experts(config, tokens, dim, hidden)
+        return Flops(
+            embed=2 * patches * config.model.patch_size**2 * config.data.channels * dim,
+            attention=depth * (8 * tokens * dim**2 + 4 * tokens**2 * dim),
+            mlp=(depth - layers) * 4 * tokens * dim * hidden,
+            router=layers * router,
+            experts=layers * experts,
+            slots=layers * slots,
+            head=2 * dim * config.data.num_classes,
+        )
+
+    def draw(
+        self, config: ConfigDict, graphdef, params, source: ImageSource, files: list[pathlib.Path]
+    ) -> None:
+        """Draws the first image of each class with its patches' experts."""
+        labels = np.array([source[i]["label"] for i in range(min(len(source), 1000))])
+        first = [int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)][:SHOWN_IMAGES]
+        images = np.stack(
+            [to_float(fit(source[i]["image"], config.data.image_size)) for i in first]
+        )
+        forward = jax.jit(lambda params, images: nnx.merge(graphdef, params)(images))
+        # A group is whole examples: the picture's are repeated to fill it.
+        repeat = config.moe.group_size
+        out = forward(params, np.repeat(images, repeat, axis=0))
+        weights = {i: np.asarray(r.weights_BTE[::repeat]) for i, r in out.reports.items()}
+        predicted = np.asarray(out.logits[::repeat].argmax(-1))
+        names = source.class_names
+        titles = [
+            names[p] if p == labels[i] else f"{names[p]} (is {names[labels[i]]})"
+            for i, p in zip(first, predicted, strict=True)
+        ]
+        (file,) = files
+        draw_patches(file, images, titles, weights, config.model.pool == "cls")
+
+
+def model_sizes(config: ConfigDict) -> Shape:
+    """Returns the sizes of the transformer: explicit, or else of the named size."""
+    model = config.model
+    explicit = (model.width, model.depth, model.mlp_dim, model.num_heads)
+    pairs = zip(explicit, SIZES[model.size], strict=True)
+    return Shape(*(own or named for own, named in pairs))
+
+
+def _patches(config: ConfigDict) -> int:
+    return (config.data.image_size // config.model.patch_size) ** 2
