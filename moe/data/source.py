@@ -64,6 +64,7 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.records)
 
+    @property
     def fingerprint(self) -> str:
         """Returns a digest of the size and the classes, and of some of the examples."""
         digest = hashlib.sha256(repr((len(self), self.class_names)).encode())

@@ -82,7 +82,7 @@ class Checkpoints:
         """Returns the score that a checkpoint was saved with; -inf without one, or a damaged."""
         try:
             value = self.score(self._table(step, "metrics"))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, AttributeError):
             return -math.inf
         return value if math.isfinite(value) else -math.inf
 

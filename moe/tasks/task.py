@@ -54,7 +54,7 @@ class Source(Protocol):
     name: str
     split: str
 
-    def __len__(self) -> int: ...
+    @property
     def fingerprint(self) -> str: ...  # of what it holds, cheap: processes compare it
 
 

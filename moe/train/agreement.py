@@ -64,7 +64,7 @@ def _told(config: ConfigDict, sources) -> dict[str, object]:
     told |= {name: getattr(jax.config, name) for name in JAX_SETTINGS}
     flags = os.environ.get("XLA_FLAGS", "").split()
     told["XLA_FLAGS"] = " ".join(sorted(f for f in flags if not f.startswith("--xla_dump")))
-    return told | {f"the data of split {s.split!r}": s.fingerprint() for s in sources}
+    return told | {f"the data of split {s.split!r}": s.fingerprint for s in sources}
 
 
 def _program() -> str:

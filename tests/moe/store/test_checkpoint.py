@@ -61,7 +61,7 @@ def test_saving_while_the_state_moves_on(tmp_path):
 
 
 def test_nothing_to_restore(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints = Checkpoints(tmp_path / "c", best=ACCURACY)
     with pytest.raises(UsageError, match=r"no checkpoint in .* can be read"):
         checkpoints.restore_newest(state(0))
     with pytest.raises(UsageError, match="no checkpoint of step 7"):
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_passed_over_in_silence(tmp_path, capfd):
 def test_damaged_metrics_are_no_metrics(text, three):
     directory, states = three
     (directory / "2" / "metrics" / "metrics").write_text(text)
-    checkpoints = Checkpoints(directory, keep=2)
+    checkpoints = Checkpoints(directory, keep=2, best=ACCURACY)
     assert checkpoints.steps() == [1, 2, 3] and checkpoints.best() == -np.inf
     checkpoints.reload()
     checkpoints.save(4, states[3], {ACCURACY.key: 0.4})
