@@ -55,7 +55,8 @@ def moe_layers(spec: str, depth: int) -> frozenset[int]:
     """Returns the numbers of the blocks with experts, counted from 0.
 
     "last-N": the last N of every second block, as in V-MoE (of 12 blocks, last-2 are 9 and 11);
-    "every-N": each N-th block, ending with the last; "1,3": those blocks; "none".
+    "every-N": each N-th block, ending with the last; "from-N": all but the first N; "1,3": those
+    blocks; "none".
     """
     kind, _, number = spec.partition("-")
     try:
@@ -64,6 +65,9 @@ def moe_layers(spec: str, depth: int) -> frozenset[int]:
         if kind == "last":
             layers = range(depth - 1, -1, -2)[: int(number)]
             fits = 0 < int(number) == len(layers)
+        elif kind == "from":
+            layers = range(int(number), depth)
+            fits = 0 <= int(number) < depth
         elif kind == "every":
             layers = range(int(number) - 1, depth, int(number))
             fits = len(layers) > 0
@@ -76,7 +80,7 @@ def moe_layers(spec: str, depth: int) -> frozenset[int]:
     if not fits:
         raise UsageError(
             f"moe.layers={spec!r} fits no model of {depth} blocks; expected last-N, every-N, "
-            "a list of different ones such as '1,3' (counted from 0), or none"
+            "from-N, a list of different ones such as '1,3' (counted from 0), or none"
         )
     return frozenset(layers)
 

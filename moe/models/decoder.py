@@ -26,11 +26,6 @@ class DecoderOutput(NamedTuple):
     reports: dict[int, LayerReport]
     caches: dict[str, KeyValues] | None = None
 
-    @property
-    def aux_loss(self):
-        """Returns the sum of the layers' auxiliary losses, scalar."""
-        return sum((r.aux_loss for r in self.reports.values()), jnp.zeros(()))
-
 
 class Decoder(nnx.Module):
     """Maps tokens [B, T] to hidden states [B, T, D], and these to logits.
@@ -150,6 +145,7 @@ def build_decoder(
     experts: Mapping | None = None,
     expert_dim: int = 0,
     shared_experts: int = 0,
+    dense_dim: int = 0,
     window: int = 0,
     global_every: int = 0,
     qk_norm: str = "head",
@@ -171,6 +167,7 @@ def build_decoder(
       expert_layers: numbers of the blocks whose feed-forward is a layer of experts.
       experts: settings of that `moe.nn.layer.MoE`, which is causal: router, settings, num_experts,
         capacity_factor, dispatch, ...
+        None: dense layers of width `dense_dim` stand there.
       expert_dim: hidden width of an expert; 0 for mlp_dim.
       shared_experts: so many times expert_dim is the hidden width of the network that all tokens
         pass beside their experts.
@@ -186,8 +183,9 @@ def build_decoder(
         return not window or bool(global_every and (number + 1) % global_every == 0)
 
     def feed_forward(number: int, rngs: nnx.Rngs) -> nnx.Module:
-        if number not in expert_layers:
-            return Mlp(width, mlp_dim, **kind, dtype=dtype, rngs=rngs)
+        if number not in expert_layers or experts is None:
+            hidden = dense_dim if number in expert_layers else mlp_dim
+            return Mlp(width, hidden, **kind, dtype=dtype, rngs=rngs)
         shared = shared_experts * expert_dim
         settings = {"group_size": 1, "causal": True, "shared": shared, **kind, **experts}
         return MoE(width, expert_dim, tokens, **settings, dtype=dtype, rngs=rngs)

@@ -4,8 +4,9 @@ from ml_collections import ConfigDict
 
 from moe.tasks.images import Images
 from moe.tasks.task import Metric, Task
+from moe.tasks.text import Text
 
-TASKS: dict[str, Task] = {"images": Images()}
+TASKS: dict[str, Task] = {"images": Images(), "text": Text()}
 
 
 def task_of(config: ConfigDict) -> Task:

@@ -76,6 +76,17 @@ def count_experts(
 
 
 def dense_width(config: ConfigDict, hidden: int) -> int:
-    """Returns the width of the MLP that stands for a layer of experts at equal FLOPs."""
-    k = config.router[config.router.name].k
-    return max(1, round((config.moe.expert_dim or hidden) * k * config.moe.capacity_factor))
+    """Returns the width of the MLP that stands for a layer of experts at equal FLOPs.
+
+    A layer computes K experts for a token, and as many slots as their capacity where it has one,
+    beside those that all tokens share.
+    """
+    moe, k = config.moe, config.router[config.router.name].k
+    slots = k * (moe.capacity_factor if moe.dispatch == "capacity" else 1)
+    return max(1, round((moe.expert_dim or hidden) * (slots + moe.get("shared_experts", 0))))
+
+
+def attended(tokens: int, window: int) -> int:
+    """Counts the pairs of a query and a key at or before it, of the last `window` (0: all)."""
+    window = min(window or tokens, tokens)
+    return window * (window + 1) // 2 + (tokens - window) * window

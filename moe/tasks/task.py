@@ -144,7 +144,9 @@ class Task:
         """Runs the model; returns sums over the examples, and the layers' reports.
 
         The sums are float32 arrays that add up over examples, among them "loss" and "weight", in
-        evaluation also "examples", the real ones; "steps" is the trainer's.
+        training, if there is one, the "penalty" that is minimised beside the loss, in evaluation
+        "examples", the real ones. The trainer adds its own: steps, skipped, grad_norm, aux_loss,
+        and the layers' load, dropped, tokens, chosen and margin.
         """
         raise NotImplementedError
 

@@ -41,19 +41,27 @@ def routing_table(total: dict[str, Any]) -> dict[int, dict[str, float]]:
     """Returns, for each layer of experts, how evenly it used them and what it dropped.
 
     load_entropy: entropy of the experts' loads over log E, 1 when all are equal; largest_share: the
-    busiest expert's part of all tokens; dead_experts: experts with under 1 % of a fair share;
-    drop_rate: part of the routing weight that found no slot.
+    busiest expert's part of all tokens; max_over_mean_load: that in fair shares; dead_experts:
+    experts with under 1 % of a fair share; drop_rate: part of the routing weight that found no
+    slot; experts_per_token: the mean number that a token was sent to; margin: the mean of the
+    K-th score less the next, where the router has one.
     """
     table = {}
     for layer, load in sorted(total["load"].items(), key=lambda item: int(item[0])):
         share = np.asarray(load, np.float64) / max(float(np.sum(load)), 1e-30)
         logs = np.log(np.where(share > 0, share, 1))
-        table[int(layer)] = {
+        tokens = max(float(total["tokens"][layer]), 1e-30)
+        row = {
             "load_entropy": float(-(share * logs).sum() / np.log(max(len(share), 2))),
             "largest_share": float(share.max()),
+            "max_over_mean_load": float(share.max() * len(share)),
             "dead_experts": int((share < DEAD / len(share)).sum()),
             "drop_rate": float(total["dropped"][layer] / max(total["weight"], 1e-30)),
+            "experts_per_token": float(total["chosen"][layer]) / tokens,
         }
+        if layer in total["margin"]:
+            row["margin"] = float(total["margin"][layer]) / tokens
+        table[int(layer)] = row
     return table
 
 

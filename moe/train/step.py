@@ -31,10 +31,10 @@ def make_gradient(config: ConfigDict, graphdef) -> Callable:
     """Returns a function: params, batch, key -> the gradient of the mean loss, and sums.
 
     The loss is sum("loss") / sum("weight") of the task over the whole global batch, also of
-    `optimizer.accumulate` micro-batches of unequal weight. An auxiliary loss of the batch's
-    statistics (load balance, importance, load) is not linear in them: it is then the mean of the
-    micro-batches' own losses, each over its own tokens and by its own weight. Noise and dropout
-    have a key of their own in each micro-batch.
+    `optimizer.accumulate` micro-batches of unequal weight; so is a task's "penalty". An auxiliary
+    loss of the batch's statistics (load balance, importance, load) is not linear in them: it is
+    then the mean of the micro-batches' own losses, each over its own tokens and by its own weight.
+    Noise and dropout have a key of their own in each micro-batch.
     """
     task, parts = task_of(config), config.optimizer.accumulate
     if parts < 1 or config.batch_size % parts:
@@ -53,7 +53,7 @@ def make_gradient(config: ConfigDict, graphdef) -> Callable:
         sums, reports = task.sums(config, model, batch, train=True, key=key)
         aux_loss = sum((report.aux_loss for report in reports.values()), jnp.zeros(()))
         sums = sums | {"aux_loss": aux_loss * sums["weight"]} | traffic(reports, sums["weight"])
-        return sums["loss"], aux_loss, sums
+        return sums["loss"] + sums.get("penalty", 0.0), aux_loss, sums
 
     @functools.partial(jax.grad, has_aux=True)
     def gradient(params, batch, key):
@@ -144,8 +144,12 @@ def make_eval_step(config: ConfigDict, graphdef) -> Callable[[Any, dict], dict]:
 
 
 def traffic(reports: Reports, weight) -> dict:
-    """Returns each layer's expert loads, and its share of dropped weight times the batch's own."""
+    """Returns sums of the layers' reports, the share of dropped weight times the batch's own."""
+    margins = {str(i): report.margin for i, report in reports.items() if report.margin is not None}
     return {
         "load": {str(i): report.load_E for i, report in reports.items()},
         "dropped": {str(i): report.dropped * weight for i, report in reports.items()},
+        "tokens": {str(i): report.tokens for i, report in reports.items()},
+        "chosen": {str(i): report.chosen for i, report in reports.items()},
+        "margin": margins,
     }

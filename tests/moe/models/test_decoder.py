@@ -187,7 +187,7 @@ def loss_of(graphdef):
         model = nnx.merge(graphdef, params)
         out = model(tokens[:, :-1], train=True, key=key)
         told = cross_entropy(out.hidden_BTD, model.head(), tokens[:, 1:], chunk=8)
-        return told.nats.mean() + out.aux_loss
+        return told.nats.mean() + sum(r.aux_loss for r in out.reports.values())
 
     return loss
 

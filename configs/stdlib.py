@@ -1,0 +1,25 @@
+"""Standard library, the default text: a small decoder with experts, without a download.
+
+The source of the running Python's own standard library, about 11 MB in bytes, split by file. Rows
+of 256 bytes; 4 blocks of width 128, three of them with 8 experts of width 128 and K = 2 beside one
+that is shared.
+"""
+
+from ml_collections import ConfigDict
+
+from moe.config import default
+
+
+def get_config() -> ConfigDict:
+    config = default("text")
+    config.num_steps = 1500
+    config.batch_size = 32
+    config.data.update({"name": "stdlib", "seq_len": 256})
+    config.model.update({"width": 128, "depth": 4, "mlp_dim": 384, "num_heads": 4})
+    config.moe.update({"layers": "from-1", "num_experts": 8, "expert_dim": 128})
+    config.moe.update({"shared_experts": 1, "dispatch": "dropless"})
+    config.router.name = "topk"
+    config.optimizer.update({"learning_rate": 3e-3, "warmup": 0.05, "b2": 0.99})
+    config.eval.update({"every": 500, "batch_size": 32})
+    config.log.every = 50
+    return config

@@ -1,0 +1,244 @@
+"""Learns to predict the next token of a text: a causal decoder on packed documents."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from moe.data.text import Mixture, TextSource, eval_batches, open_text, train_batches
+from moe.errors import UsageError
+from moe.models.build import moe_layers
+from moe.models.decoder import Decoder, build_decoder
+from moe.nn.attention import BACKENDS
+from moe.nn.cross_entropy import cross_entropy
+from moe.nn.decoder_block import QK_NORMS
+from moe.ranges import RATE, SIZE, Key
+from moe.tasks.flops import Flops, attended, count_experts, dense_width
+from moe.tasks.task import Batch, Metric, Reports, Shape, Sums, Task
+from routers import ROUTERS
+
+LOSS = Metric("loss", higher=False, form=".4f")
+
+
+class Text(Task):
+    """Predicts the next token by softmax cross-entropy, in nats; judged in bits per byte of text.
+
+    Bits per byte do not depend on the tokenizer: they are the loss of the targets that stand for
+    text, over ln 2 and their UTF-8 bytes. Marks of a document's end count on neither side.
+    """
+
+    unit = "token"
+    best = Metric("bits_per_byte", higher=False, form=".4f")
+    shown = (LOSS, best, Metric("accuracy", higher=True, form=".2%"))
+    sizes = ("data.vocabulary",)
+
+    def keys(self):
+        return {
+            "data": {
+                # "stdlib", a folder of tokens or of .bin files, or several: "A:0.7,B:0.3"
+                "name": Key("stdlib"),
+                "seq_len": Key(256, "[1, 1e7]"),  # T, tokens of a row; documents are packed
+                "vocabulary": Key(0, SIZE),  # V; 0: that of the data's tokenizer
+                "tokenizer": Key(""),  # its fingerprint, filled in at the start
+            },
+            "model": {
+                "name": Key("decoder", ("decoder",)),
+                "width": Key(256, "[1, 1e5]"),
+                "depth": Key(4, "[1, 1e3]"),
+                "mlp_dim": Key(1024, "[1, 1e6]"),
+                "num_heads": Key(4, "[1, 1e4]"),
+                "kv_heads": Key(0, "0 or [1, 1e4]"),  # of keys and values; 0: num_heads
+                "head_dim": Key(0, "0 or [2, 1e4]"),  # 0: width / num_heads
+                "qk_norm": Key("head", QK_NORMS),
+                "window": Key(0, "0 or [1, 1e7]"),  # tokens that a query sees; 0: all before it
+                "global_every": Key(0, "0 or [1, 1e3]"),  # each so-many-th block sees all
+                "rope_base": Key(10_000.0, "[1, 1e9]"),
+                "tied": Key(True),  # whether the head is the embedding
+                "softcap": Key(0.0, "0 or [1e-3, 1e6]"),  # of the head's logits
+                "attention_softcap": Key(0.0, "0 or [1e-3, 1e6]"),
+                "attention": Key("auto", BACKENDS),
+                "dropout": Key(0.0, RATE),
+                "z_loss": Key(0.0, "[0, 1e3]"),  # weight of the head's
+                "chunk": Key(1024, "[1, 1e7]"),  # tokens of a device whose logits exist at a time
+            },
+            "moe": {
+                "layers": Key("every-1"),
+                "shared_experts": Key(0, "[0, 1e4]"),  # experts that every token passes
+            },
+        }
+
+    def check(self, config: ConfigDict) -> None:
+        model, moe, router = config.model, config.moe, config.router.name
+        kv_heads, head_dim = model.kv_heads or model.num_heads, _head_dim(config)
+        if model.num_heads % kv_heads:
+            raise UsageError(
+                f"config.model.kv_heads={kv_heads} does not divide num_heads={model.num_heads}"
+            )
+        if not model.head_dim and model.width % model.num_heads:
+            raise UsageError(
+                f"config.model.num_heads={model.num_heads} does not divide the width "
+                f"{model.width}; or say --config.model.head_dim"
+            )
+        if head_dim % 2:
+            raise UsageError(f"config.model.head_dim={head_dim} must be even: RoPE turns pairs")
+        if moe.group_size != 1:
+            raise UsageError(
+                f"config.moe.group_size={moe.group_size} must be 1 in a causal model: tokens of "
+                "one row must not compete with those of another"
+            )
+        sparse = moe.layers not in ("none", "") and not moe.dense
+        why = ROUTERS[router].why_not_causal(config.router[router].to_dict())
+        if sparse and why:
+            raise UsageError(f"config.router.name={router!r} looks ahead in a text: {why}")
+
+    def shape(self, config: ConfigDict) -> Shape:
+        model = config.model
+        return Shape(model.width, model.depth, model.mlp_dim, model.kv_heads or model.num_heads)
+
+    def tokens(self, config: ConfigDict) -> int:
+        return config.data.seq_len
+
+    def units(self, config: ConfigDict) -> int:
+        return config.data.seq_len
+
+    def open(self, config: ConfigDict, split: str) -> TextSource | Mixture:
+        return open_text(config.data.name, split, config.data.data_dir or None)
+
+    def resolve(self, config: ConfigDict, source: TextSource | Mixture) -> ConfigDict:
+        config = ConfigDict(config.to_dict())
+        data, own = config.data, source.vocabulary
+        if data.vocabulary and data.vocabulary < own:
+            raise UsageError(
+                f"config.data.vocabulary={data.vocabulary} is less than the {own} tokens of "
+                f"{data.name!r}: say {own} or more, or 0 for as many"
+            )
+        known = source.tokenizer
+        tokenizer = hashlib.sha256(known).hexdigest()[:16] if known else "none"
+        if data.tokenizer not in ("", tokenizer):
+            raise UsageError(
+                f"the text {data.name!r} has another tokenizer ({tokenizer}) than the model was "
+                f"made for ({data.tokenizer}): prepare it with the tokenizer.json of the model's "
+                "own text"
+            )
+        data.vocabulary, data.tokenizer = data.vocabulary or own, tokenizer
+        return config.lock()
+
+    def batch(self, config: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        shape = size, config.data.seq_len
+        names = ("tokens", "targets", "bytes", "segments", "positions")
+        whole = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
+        return whole | {"weight": jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+    def train_batches(
+        self, config: ConfigDict, source, start_step: int, rows: Sequence[int]
+    ) -> Iterator[Batch]:
+        return train_batches(
+            source,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            seq_len=config.data.seq_len,
+            rows=rows,
+        )
+
+    def eval_batches(self, config: ConfigDict, source, rows: Sequence[int]) -> Iterator[Batch]:
+        size, length = config.eval.batch_size, config.data.seq_len
+        return eval_batches(source, batch_size=size, seq_len=length, rows=rows)
+
+    def build(self, config: ConfigDict, rngs: nnx.Rngs) -> Decoder:
+        model, moe, router = config.model, config.moe, config.router.name
+        names = ("kv_heads", "head_dim", "window", "global_every", "qk_norm", "attention_softcap")
+        names += ("attention", "dropout", "scan", "remat", "rope_base", "tied", "softcap")
+        experts = {
+            "router": ROUTERS[router],
+            "settings": config.router[router].to_dict(),
+            "dropout": moe.dropout,
+        }
+        names_of_moe = ("num_experts", "capacity_factor", "eval_capacity_factor", "dispatch")
+        names_of_moe += ("dropless_bound", "dropless_receive")
+        experts |= {name: moe[name] for name in names_of_moe}
+        return build_decoder(
+            vocab=config.data.vocabulary,
+            width=model.width,
+            depth=model.depth,
+            heads=model.num_heads,
+            mlp_dim=model.mlp_dim,
+            tokens=config.data.seq_len,
+            expert_layers=moe_layers(moe.layers, model.depth),
+            experts=None if moe.dense else experts,
+            expert_dim=moe.expert_dim,
+            dense_dim=dense_width(config, model.mlp_dim),
+            shared_experts=moe.shared_experts,
+            dtype=jnp.dtype(model.dtype),
+            rngs=rngs,
+            **{name: model[name] for name in names},
+        )
+
+    def sums(
+        self, config: ConfigDict, model: Decoder, batch, *, train: bool, key=None
+    ) -> tuple[Sums, Reports]:
+        places = {name: batch[name] for name in ("segments", "positions")}
+        out = model(batch["tokens"], **places, train=train, key=key)
+        settings = {name: config.model[name] for name in ("chunk", "softcap", "z_loss")}
+        loss = cross_entropy(out.hidden_BTD, model.head(), batch["targets"], **settings)
+        weight_BT = batch["weight"]
+        text_BT = weight_BT * (batch["bytes"] > 0)
+        sums = {
+            "loss": (loss.nats * weight_BT).sum(),
+            "weight": weight_BT.sum(),
+            "correct": (loss.correct * weight_BT).sum(),
+            "nats_of_text": (loss.nats * text_BT).sum(),
+            "bytes": batch["bytes"].sum().astype(jnp.float32),
+        }
+        if train and config.model.z_loss:
+            sums["penalty"] = (loss.z * weight_BT).sum()
+        if not train:
+            sums["examples"] = (weight_BT.sum(1) > 0).sum().astype(jnp.float32)
+        return sums, out.reports
+
+    def scalars(self, totals: Sums) -> dict[str, float]:
+        """Returns loss (nats a token), perplexity, accuracy, and bits per byte where bytes are
+        known."""
+        n = float(totals["weight"])
+        loss = float(totals["loss"]) / n
+        values = {"loss": loss, "perplexity": float(np.exp(min(loss, 80.0)))}
+        values["accuracy"] = float(totals["correct"]) / n
+        if totals["bytes"] > 0:
+            bits = float(totals["nats_of_text"]) / np.log(2)
+            values = {"bits_per_byte": float(bits / totals["bytes"])} | values
+        if "penalty" in totals:
+            values["z_loss"] = float(totals["penalty"]) / n
+        return values
+
+    def flops(self, config: ConfigDict) -> Flops:
+        """Counts one row's, with T tokens, width D, MLP width F, H heads of d and K of keys.
+
+        Per block: projections 4 T D d (H + K), attention 4 H d for each pair of a query and a key
+        that it sees were the row one document, SwiGLU 6 T D F; the head 2 T D V.
+        """
+        model, moe, tokens = config.model, config.moe, config.data.seq_len
+        dim, depth, hidden, kv_heads = self.shape(config)
+        layers = len(moe_layers(moe.layers, depth))
+        head_dim, heads = _head_dim(config), model.num_heads
+        whole = depth if not model.window else depth // (model.global_every or depth + 1)
+        pairs = whole * attended(tokens, 0) + (depth - whole) * attended(tokens, model.window)
+        router, experts, slots = count_experts(config, tokens, dim, hidden, products=3)
+        shared = moe.shared_experts * (moe.expert_dim or hidden) * (not moe.dense)
+        return Flops(
+            embed=0,
+            attention=depth * 4 * tokens * dim * head_dim * (heads + kv_heads)
+            + 4 * heads * head_dim * pairs,
+            mlp=6 * tokens * dim * ((depth - layers) * hidden + layers * shared),
+            router=layers * router,
+            experts=layers * experts,
+            slots=layers * slots,
+            head=2 * tokens * dim * config.data.vocabulary,
+        )
+
+
+def _head_dim(config: ConfigDict) -> int:
+    return config.model.head_dim or config.model.width // config.model.num_heads
