@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from moe.config import check_ranges
-from moe.errors import UsageError, check_all
+from moe.errors import UsageError, check_all, raise_all
 from moe.models.build import moe_layers
 from moe.tasks import task_of
 from moe.train.optimizer import warmup_steps
@@ -35,15 +35,16 @@ def _check_k(config: ConfigDict) -> None:
 
 def _check_batches(config: ConfigDict) -> None:
     group = config.moe.group_size
-    for key, size, step in (
+    sizes = (
         ("batch_size", config.batch_size, group * config.optimizer.accumulate),
         ("eval.batch_size", config.eval.batch_size, group),
-    ):
-        if size % step:
-            raise UsageError(
-                f"config.{key}={size} must be a multiple of {step}: groups of "
-                f"moe.group_size={group} examples, times optimizer.accumulate in training"
-            )
+    )
+    raise_all(
+        f"config.{key}={size} must be a multiple of {step}: groups of "
+        f"moe.group_size={group} examples, times optimizer.accumulate in training"
+        for key, size, step in sizes
+        if size % step
+    )
 
 
 def _check_mesh(config: ConfigDict) -> None:

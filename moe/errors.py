@@ -37,5 +37,18 @@ def check_all(checks: Iterable[Callable[[], object]]) -> None:
             found += several.found
         except UsageError as error:
             found.append(error)
+    _raise(found)
+
+
+def raise_all(wrong: Iterable[str]) -> None:
+    """Raises all that is said to be wrong, in one go; nothing where nothing is.
+
+    Raises:
+      UsageError: of one text, or `Misfits` of several.
+    """
+    _raise([UsageError(text) for text in wrong])
+
+
+def _raise(found: list[UsageError]) -> None:
     if found:
         raise found[0] if len(found) == 1 else Misfits(found)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from moe.data import Augment, ImageSource, eval_batches, open_split, train_batches
 from moe.data.transforms import fit, to_float
-from moe.errors import UsageError
+from moe.errors import check_all, raise_all
 from moe.models.build import feed_forward, moe_layers
 from moe.models.vit import POOLS, POSITIONS, SIZES, VisionTransformer
 from moe.nn.blocks import Block
@@ -63,25 +63,8 @@ class Images(Task):
         }
 
     def check(self, config: ConfigDict) -> None:
-        Augment.from_mapping(config.data.augment)
-        model, size = config.model, config.data.image_size
-        width, _, _, heads = model_sizes(config)
-        if width % heads:
-            raise UsageError(f"config.model.num_heads={heads} does not divide the width {width}")
-        if model.position == "sincos" and width % 4:
-            raise UsageError(f"config.model.position='sincos' needs a width of 4 N, not {width}")
-        if not size:
-            return  # the data set will say it
-        if size % model.patch_size:
-            raise UsageError(
-                f"config.model.patch_size={model.patch_size} does not divide the image size {size}"
-            )
-        for key in ("crop", "cutout"):
-            pixels = config.data.augment[key]
-            if pixels > size:
-                raise UsageError(
-                    f"config.data.augment.{key}={pixels} is above the image size {size}"
-                )
+        augment = config.data.augment
+        check_all([lambda: Augment.from_mapping(augment), lambda: raise_all(_misfits(config))])
 
     def shape(self, config: ConfigDict) -> Shape:
         return model_sizes(config)
@@ -94,25 +77,15 @@ class Images(Task):
 
     def resolve(self, config: ConfigDict, source: ImageSource) -> ConfigDict:
         height, width, channels = source.image_shape
-        if not (height and width) and not config.data.image_size:
-            raise UsageError(
-                f"the images of data set {config.data.name!r} differ in size: pass the side in "
-                "pixels of the square that they are to be brought to, as "
-                "--config.data.image_size=SIDE"
-            )
         sizes = {
             "image_size": min(height or 0, width or 0),
             "channels": channels,
             "num_classes": source.num_classes,
         }
+        raise_all(_unlike(config, sizes))
         config = ConfigDict(config.to_dict())
         for key, value in sizes.items():
-            asked = config.data[key]
-            if asked and asked != value and key != "image_size":
-                raise UsageError(
-                    f"config.data.{key}={asked}, but data set {config.data.name!r} has {value}"
-                )
-            config.data[key] = asked or value
+            config.data[key] = config.data[key] or value
         return config.lock()
 
     def batch(self, config: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -238,6 +211,38 @@ def model_sizes(config: ConfigDict) -> Shape:
     explicit = (model.width, model.depth, model.mlp_dim, model.num_heads)
     pairs = zip(explicit, SIZES[model.size], strict=True)
     return Shape(*(own or named for own, named in pairs))
+
+
+def _misfits(config: ConfigDict) -> Iterator[str]:
+    """Yields what does not fit in the settings of the model and the augmentation."""
+    model, size = config.model, config.data.image_size
+    width, _, _, heads = model_sizes(config)
+    if width % heads:
+        yield f"config.model.num_heads={heads} does not divide the width {width}"
+    if model.position == "sincos" and width % 4:
+        yield f"config.model.position='sincos' needs a width of 4 N, not {width}"
+    if not size:
+        return  # the data set will say it
+    if size % model.patch_size:
+        patch = model.patch_size
+        yield f"config.model.patch_size={patch} does not divide the image size {size}"
+    for key in ("crop", "cutout"):
+        pixels = config.data.augment[key]
+        if pixels > size:
+            yield f"config.data.augment.{key}={pixels} is above the image size {size}"
+
+
+def _unlike(config: ConfigDict, sizes: dict[str, int]) -> Iterator[str]:
+    """Yields what the config says of the data set that is not so; an image size of 0: many."""
+    name = config.data.name
+    if not sizes["image_size"] and not config.data.image_size:
+        yield (
+            f"the images of data set {name!r} differ in size: pass the side in pixels of the "
+            "square that they are to be brought to, as --config.data.image_size=SIDE"
+        )
+    for key in ("channels", "num_classes"):
+        if config.data[key] not in (0, sizes[key]):
+            yield f"config.data.{key}={config.data[key]}, but data set {name!r} has {sizes[key]}"
 
 
 def _patches(config: ConfigDict) -> int:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from moe import seeds
 from moe.checks import check
 from moe.config import flatten
-from moe.errors import UsageError
+from moe.errors import check_all, raise_all
 from moe.hosts import mesh as meshes
 from moe.tasks import Task, task_of
 from moe.tasks.task import Batch, Source
@@ -153,9 +153,14 @@ def set_up(
     """
     if source is not None:
         config = task_of(config).resolve(config, source)
-    check(config)
-    mesh = meshes.make_mesh(config.mesh, devices)
-    _check_sizes(config, mesh)
+    made: list[Mesh] = []
+
+    def fit_devices() -> None:
+        made.append(meshes.make_mesh(config.mesh, devices))
+        raise_all(_misfits(config, made[0]))
+
+    check_all([lambda: check(config), fit_devices])
+    (mesh,) = made
     with jax.set_mesh(mesh):
         model = nnx.eval_shape(lambda: task_of(config).build(config, nnx.Rngs(0)))  # shapes alone
     graphdef, state = nnx.split(model, nnx.Param)
@@ -167,7 +172,8 @@ def set_up(
     return Run(config, graphdef, params, build_optimizer(config), mesh)
 
 
-def _check_sizes(config: ConfigDict, mesh: Mesh) -> None:
+def _misfits(config: ConfigDict, mesh: Mesh) -> Iterator[str]:
+    """Yields which sizes do not fit the devices, or are not known."""
     shards = mesh.size // mesh.shape["tensor"]
     for key, size, group in (
         ("batch_size", config.batch_size, config.optimizer.accumulate * config.moe.group_size),
@@ -175,17 +181,17 @@ def _check_sizes(config: ConfigDict, mesh: Mesh) -> None:
     ):
         step = shards * group
         if size % step:
-            raise UsageError(
+            yield (
                 f"config.{key}={size} must be a multiple of {step}: {shards} devices"
                 f" times groups and micro-batches of {group}"
             )
     values = flatten(config)
     missing = [f"config.{key}" for key in task_of(config).sizes if values[key] < 1]
     if missing:
-        raise UsageError(f"{', '.join(missing)} must be set where no data is read")
+        yield f"{', '.join(missing)} must be set where no data is read"
     sparse = config.moe.layers not in ("none", "") and not config.moe.dense
     if sparse and config.moe.num_experts % mesh.shape["expert"]:
-        raise UsageError(
+        yield (
             f"config.mesh.expert={mesh.shape['expert']} must divide "
             f"moe.num_experts={config.moe.num_experts}"
         )

@@ -17,7 +17,7 @@ from moe import config as configs
 from moe.data import open_split, prepare
 from moe.data.images import prepare as images
 from moe.errors import UsageError
-from moe.train.run import fill_in
+from moe.tasks import task_of
 
 DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 
@@ -128,9 +128,9 @@ def test_a_folder_of_files_that_differ(tmp_path):
     config = configs.default()
     config.data.name = "mine"
     with pytest.raises(UsageError, match=r"'mine' differ in size: .*--config.data.image_size=SIDE"):
-        fill_in(config, opened)
+        task_of(config).resolve(config, opened)
     config.data.image_size = 8
-    filled = fill_in(config, opened).data
+    filled = task_of(config).resolve(config, opened).data
     assert (filled.image_size, filled.channels, filled.num_classes) == (8, 3, 2)
 
 
