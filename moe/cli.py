@@ -127,6 +127,11 @@ def _set(config: ConfigDict, known: dict[str, object], key: str, text: str) -> N
         inside = [k for k in known if k.startswith(key + ".") and k.count(".") == 1]
         close = inside or difflib.get_close_matches(key, known, 3, 0.6) or list(config)
         raise UsageError(f"unknown key config.{key}; did you mean {', '.join(close)}?")
+    if key == "task" and text != known[key]:
+        raise UsageError(
+            f"--config.task={text}: this config is of the task {known[key]!r}; take one of the other "
+            "task, which has other keys"
+        )
     config.update_from_flattened_dict({key: _read(key, text, known[key])})
 
 

@@ -120,14 +120,16 @@ def default(task: str = "images") -> ConfigDict:
 def check_ranges(config: ConfigDict) -> None:
     """Raises UsageError where values have another type than their key, or are outside its range."""
     values = flatten(config)
+    task = values.get("task", "images")
+    if task not in TASKS:
+        raise UsageError(f"config.task={task!r} is unknown; expected {', '.join(TASKS)}")
 
     def look(name: str, key: Key) -> None:
         if name not in values:
             raise UsageError(f"the config has no {name}: start it from moe.config.default()")
         fit(name, values[name], key)
 
-    known = keys(values.get("task", "images"))
-    check_all(functools.partial(look, name, key) for name, key in known.items())
+    check_all(functools.partial(look, name, key) for name, key in keys(task).items())
 
 
 def flatten(config) -> dict[str, object]:

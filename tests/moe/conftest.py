@@ -31,6 +31,24 @@ TINY = {
     "checkpoint.every": "4",
 }
 
+TINY_TEXT = {
+    "num_steps": "8",
+    "batch_size": "8",
+    "data.seq_len": "32",
+    "model.width": "16",
+    "model.depth": "2",
+    "model.mlp_dim": "32",
+    "model.num_heads": "2",
+    "model.kv_heads": "1",
+    "model.chunk": "64",
+    "moe.num_experts": "4",
+    "moe.expert_dim": "16",
+    "moe.shared_experts": "1",
+    "data.train_split": "train[:2%]",
+    "data.eval_split": "test[:1]",
+    "eval.batch_size": "8",
+}
+
 
 def open_source(config, split):
     return task_of(config).open(config, split)
@@ -52,6 +70,17 @@ def tiny(data_dir):
     def make(**overrides):
         dotted = {key.replace("__", "."): value for key, value in overrides.items()}
         return cli.apply(config.default(), TINY | {"data.data_dir": str(data_dir)} | dotted)
+
+    return make
+
+
+@pytest.fixture
+def tiny_text():
+    """Returns a function: the tiny config of a text with overrides, as text."""
+
+    def make(**overrides):
+        dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+        return cli.apply(config.default("text"), TINY_TEXT | dotted)
 
     return make
 
