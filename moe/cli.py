@@ -129,7 +129,7 @@ def _set(config: ConfigDict, known: dict[str, object], key: str, text: str) -> N
         raise UsageError(f"unknown key config.{key}; did you mean {', '.join(close)}?")
     if key == "task" and text != known[key]:
         raise UsageError(
-            f"--config.task={text}: this config is of the task {known[key]!r}; take one of the other "
+            f"--config.task={text}: this config is of the task {known[key]!r}; take one of that "
             "task, which has other keys"
         )
     config.update_from_flattened_dict({key: _read(key, text, known[key])})

@@ -166,11 +166,11 @@ def test_a_dense_model_may_have_any_router(tiny_text):
 
 def test_another_tokenizer_is_refused(tiny_text):
     source = open_source(tiny_text(), "train[:2%]")
-    with pytest.raises(UsageError, match="data.vocabulary=256 is less than the 257 tokens"):
+    with pytest.raises(UsageError, match=r"data.vocabulary=256 is less than the 257 tokens"):
         set_up(tiny_text(data__vocabulary="256"), source)
     known = set_up(tiny_text(), source).config.data.tokenizer
     assert set_up(tiny_text(data__tokenizer=known), source).config.data.vocabulary == V
-    with pytest.raises(UsageError, match="has another tokenizer .* than the model was made for"):
+    with pytest.raises(UsageError, match=r"has another tokenizer .* than the model was made for"):
         set_up(tiny_text(data__tokenizer="0123456789abcdef"), source)
 
 
