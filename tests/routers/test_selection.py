@@ -9,10 +9,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from routers.selection import ROUNDS, largest, ranks
 
 
-@pytest.fixture(params=["distinct", "ties"])
+@pytest.fixture(params=["distinct", "ties", "tiny and huge"])
 def x(request):
     x = np.random.default_rng(0).normal(size=(6, 5, 20)).astype(np.float32)
-    return x if request.param == "distinct" else x.round()
+    if request.param == "tiny and huge":
+        x *= np.float32(10) ** np.linspace(-34, 37, 20, dtype=np.float32)
+    return x.round() if request.param == "ties" else x
 
 
 @pytest.mark.parametrize("k", [1, 3, ROUNDS, ROUNDS + 1, 20])
@@ -20,6 +22,21 @@ def test_equal_to_a_stable_sort(x, k):
     place = np.argsort(np.argsort(-x, axis=-1, kind="stable"), axis=-1, kind="stable")
     np.testing.assert_array_equal(ranks(x, k), np.minimum(place, k))
     np.testing.assert_array_equal(largest(x, k), place < k)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
+def test_other_types(x, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        x = jnp.asarray(x).astype(dtype)
+        place = np.argsort(np.argsort(-np.float64(x), axis=-1, kind="stable"), axis=-1)
+        np.testing.assert_array_equal(largest(x, 7), place < 7)
+
+
+def test_all_of_a_row_are_found_when_scores_are_computed_beside():
+    a, b, c = jax.random.normal(jax.random.key(0), (3, 2048, 64))
+    for k in (1, 10):
+        found = jax.jit(lambda a, b, c, k=k: largest(jnp.sin(a * b + c) / (1 + a * c), k))(a, b, c)
+        assert (found.sum(-1) == k).all()
 
 
 @pytest.mark.parametrize("select", [ranks, largest])
