@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from moe.store.records import read
-from tests.moe.conftest import TINY
+from tests.moe.conftest import TINY, TINY_TEXT
 
 ROOT = pathlib.Path(__file__).parents[2]
 HEARTBEAT = 10  # seconds
@@ -93,6 +93,15 @@ def train(count: int, workdir: pathlib.Path, data_dir, own=None, roots=None, **s
     arguments = [f"--config.{key}={value}" for key, value in keys.items()]
     arguments = ["--config=configs/digits.py", f"--workdir={workdir}", *arguments]
     return Hosts(count, "train.py", arguments, own=own, roots=roots)
+
+
+def train_text(count: int, workdir: pathlib.Path, **settings) -> Hosts:
+    """Starts train.py of the tiny config of a text; settings with __ for dots."""
+    changed = {key.replace("__", "."): value for key, value in settings.items()}
+    arguments = [f"--config.{key}={value}" for key, value in (TINY_TEXT | changed).items()]
+    return Hosts(
+        count, "train.py", ["--config=configs/stdlib.py", f"--workdir={workdir}", *arguments]
+    )
 
 
 def succeed(hosts: Hosts) -> list[str]:
