@@ -13,7 +13,8 @@ FORBIDDEN = {
     "moe": {"configs"} | SCRIPTS,
 }
 # The rooms of `moe`: each imports from those before it. Beside them stand files that import none
-# (errors, outputs, ranges, seeds, screen), and config, checks and cli, which read all rooms.
+# (errors, outputs, ranges, seeds, screen, plugins, config_files), and config, checks and cli, which
+# read all rooms.
 ROOMS = ["hosts", "nn", "models", "data", "tasks", "store", "train", "evaluate", "plan", "commands"]
 HEAVY = {"tensorflow", "torch"}  # neither is a dependency; one script prepares data with the first
 

@@ -10,7 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from moe.data.text import Mixture, TextSource, eval_batches, open_text, train_batches
-from moe.errors import UsageError
+from moe.errors import UsageError, raise_all
 from moe.models.build import moe_layers
 from moe.models.decoder import Decoder, build_decoder
 from moe.nn.attention import BACKENDS
@@ -72,28 +72,7 @@ class Text(Task):
         }
 
     def check(self, config: ConfigDict) -> None:
-        model, moe, router = config.model, config.moe, config.router.name
-        kv_heads, head_dim = model.kv_heads or model.num_heads, _head_dim(config)
-        if model.num_heads % kv_heads:
-            raise UsageError(
-                f"config.model.kv_heads={kv_heads} does not divide num_heads={model.num_heads}"
-            )
-        if not model.head_dim and model.width % model.num_heads:
-            raise UsageError(
-                f"config.model.num_heads={model.num_heads} does not divide the width "
-                f"{model.width}; or say --config.model.head_dim"
-            )
-        if head_dim % 2:
-            raise UsageError(f"config.model.head_dim={head_dim} must be even: RoPE turns pairs")
-        if moe.group_size != 1:
-            raise UsageError(
-                f"config.moe.group_size={moe.group_size} must be 1 in a causal model: tokens of "
-                "one row must not compete with those of another"
-            )
-        sparse = moe.layers not in ("none", "") and not moe.dense
-        why = ROUTERS[router].why_not_causal(config.router[router].to_dict())
-        if sparse and why:
-            raise UsageError(f"config.router.name={router!r} looks ahead in a text: {why}")
+        raise_all(_misfits(config))
 
     def shape(self, config: ConfigDict) -> Shape:
         model = config.model
@@ -238,6 +217,30 @@ class Text(Task):
             slots=layers * slots,
             head=2 * tokens * dim * config.data.vocabulary,
         )
+
+
+def _misfits(config: ConfigDict) -> Iterator[str]:
+    """Yields what does not fit in the settings of the model, or looks ahead."""
+    model, moe, router = config.model, config.moe, config.router.name
+    kv_heads = model.kv_heads or model.num_heads
+    if model.num_heads % kv_heads:
+        yield f"config.model.kv_heads={kv_heads} does not divide num_heads={model.num_heads}"
+    if not model.head_dim and model.width % model.num_heads:
+        yield (
+            f"config.model.num_heads={model.num_heads} does not divide the width "
+            f"{model.width}; or say --config.model.head_dim"
+        )
+    elif (head_dim := _head_dim(config)) % 2:
+        yield f"config.model.head_dim={head_dim} must be even: RoPE turns pairs"
+    if moe.group_size != 1:
+        yield (
+            f"config.moe.group_size={moe.group_size} must be 1 in a causal model: tokens of "
+            "one row must not compete with those of another"
+        )
+    sparse = moe.layers not in ("none", "") and not moe.dense
+    why = ROUTERS[router].why_not_causal(config.router[router].to_dict())
+    if sparse and why:
+        yield f"config.router.name={router!r} looks ahead in a text: {why}"
 
 
 def _head_dim(config: ConfigDict) -> int:
