@@ -13,9 +13,9 @@ train: $(VENV)/.installed
 
 # Most of the suite's time is the compiler's: full optimisation only where the numerics are made.
 test: $(VENV)/.tested lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 $(PRECISE)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist=loadfile $(PRECISE)
 	XLA_FLAGS=--xla_backend_optimization_level=0 \
-	  $(BIN)/python -m pytest -m "not slow" -n 2 $(PRECISE:%=--ignore=%) tests
+	  $(BIN)/python -m pytest -m "not slow" -n 2 --dist=loadfile $(PRECISE:%=--ignore=%) tests
 
 test-slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -m slow

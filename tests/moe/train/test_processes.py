@@ -139,7 +139,7 @@ def test_a_process_with_another_setting_is_named(key, value, data_dir, tmp_path)
 def test_a_process_with_other_code_is_named(data_dir, tmp_path):
     root = tmp_path / "checkout"
     shutil.copytree(launch.ROOT, root, ignore=shutil.ignore_patterns(".*", "runs", "docs", "tests"))
-    with (root / "moe" / "step.py").open("a") as file:
+    with (root / "moe" / "train" / "step.py").open("a") as file:
         file.write("# another version\n")
     codes, screens = launch.train(2, tmp_path / "run", data_dir, roots={1: root}, **FEW).finish()
     assert codes == [2, 2], "\n".join(screens)
