@@ -34,6 +34,7 @@ class Images(Task):
     sizes = ("data.image_size", "data.channels", "data.num_classes")
     overrides = ("data.image_size",)
     pictures = ("patches.png",)
+    ends = ("head.",)
 
     def keys(self):
         return {

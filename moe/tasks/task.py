@@ -74,6 +74,8 @@ class Task:
       sizes: keys that `resolve` fills in from the data.
       overrides: keys, beside those of any task, that an evaluation may change.
       pictures: files that `draw` writes.
+      ends: how parameters are named that depend on the data; a run that starts from another's
+        (`init.workdir`) may have them of other shapes, and makes them anew.
     """
 
     unit: ClassVar[str]
@@ -82,6 +84,7 @@ class Task:
     sizes: ClassVar[tuple[str, ...]] = ()
     overrides: ClassVar[tuple[str, ...]] = ()
     pictures: ClassVar[tuple[str, ...]] = ()
+    ends: ClassVar[tuple[str, ...]] = ()
 
     def keys(self) -> dict[str, Any]:
         """Returns the task's own keys, sections of `Key`s; they come after those of any task."""

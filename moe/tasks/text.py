@@ -35,6 +35,7 @@ class Text(Task):
     best = Metric("bits_per_byte", higher=False, form=".4f")
     shown = (LOSS, best, Metric("accuracy", higher=True, form=".2%"))
     sizes = ("data.vocabulary",)
+    ends = ("embedding", "untied")
 
     def keys(self):
         return {

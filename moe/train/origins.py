@@ -30,6 +30,8 @@ EXPERTS = {
     "feed_forward.experts.bias_wide": "feed_forward.wide.bias",
     "feed_forward.experts.kernel_narrow": "feed_forward.narrow.kernel",
     "feed_forward.experts.bias_narrow": "feed_forward.narrow.bias",
+    "feed_forward.experts.kernel_gate": "feed_forward.gate.kernel",
+    "feed_forward.experts.bias_gate": "feed_forward.gate.bias",
 }
 NEW = "new"
 
@@ -107,7 +109,7 @@ def origin_of_each(run: Run, source: Run) -> dict[str, str]:
     """{parameter of one block: the source's parameter, or "new"}.
 
     Raises:
-      UsageError: a parameter has another shape there; only the head and the router may.
+      UsageError: a parameter has another shape there; only the task's ends and the router may.
     """
     theirs = _shapes(source)
     origins = {}
@@ -123,7 +125,7 @@ def origin_of_each(run: Run, source: Run) -> dict[str, str]:
             continue
         if expected == actual:
             continue
-        if not name.startswith("head.") and ".router." not in name:
+        if not name.startswith(run.task.ends) and ".router." not in name:
             raise UsageError(
                 f"config.init: {name} needs {list(expected)} and {origins[name]} of "
                 f"{run.config.init.workdir} has {list(actual)}; give both models the same sizes "
@@ -138,6 +140,11 @@ def _source(run: Run) -> Run:
     saved = saved_config(pathlib.Path(run.config.init.workdir))
     if saved is None:
         raise UsageError(f"config.init.workdir={run.config.init.workdir} holds no run")
+    if saved.task != run.config.task:
+        raise UsageError(
+            f"config.init.workdir={run.config.init.workdir} holds a run of the task "
+            f"{saved.task!r}, not {run.config.task!r}: its parameters mean something else"
+        )
     saved = ConfigDict(saved.to_dict())
     saved.mesh = run.config.mesh
     # It will see no batch; one must only fit the mesh.

@@ -8,8 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from moe.errors import UsageError
 from moe.hosts.mesh import AXES
+from moe.train.origins import start_from_checkpoint
 from moe.train.run import set_up
+from moe.train.trainer import train
 from tests.moe import launch
 from tests.moe.conftest import QUICK, open_source
 
@@ -98,3 +101,27 @@ def test_a_killed_run_goes_on_with_two_processes(tmp_path):
         for key in ("train/loss", "train/bits_per_byte", "eval/loss", "eval/bits_per_byte"):
             if key in b:
                 assert a[key] == pytest.approx(b[key], rel=0, abs=1e-5), (a["step"], key)
+
+
+def test_a_dense_text_run_becomes_experts(tmp_path, tiny_text, tiny):
+    """Each expert starts as its block's SwiGLU; another vocabulary only makes the embedding new."""
+    few = {"num_steps": "2", "moe__expert_dim": "32", "moe__shared_experts": "0"}
+    train(tiny_text(**few, moe__layers="none"), tmp_path / "dense")
+    settings = tiny_text(**few, init__workdir=str(tmp_path / "dense"))
+    run = set_up(settings, open_source(settings, "train[:2%]"))
+    state, origin = start_from_checkpoint(run, run.initial_state())
+    new = {name for name, source in origin["parameters"].items() if source == "new"}
+    assert {name.split(".", 2)[2] for name in new} == {"feed_forward.router.kernel"}
+    experts = state["params"]["blocks"]["1"]["feed_forward"]["experts"]
+    dense = launch.arrays(tmp_path / "dense", 2)
+    for part in ("wide", "gate", "narrow"):
+        expected = dense[f"params.blocks.1.feed_forward.{part}.kernel"]
+        for expert in np.asarray(experts[f"kernel_{part}"]):
+            np.testing.assert_array_equal(expert, expected)
+    wider = tiny_text(**few, init__workdir=str(tmp_path / "dense"), data__vocabulary="300")
+    run = set_up(wider, open_source(wider, "train[:2%]"))
+    origins = start_from_checkpoint(run, run.initial_state())[1]["parameters"]
+    assert origins["embedding"] == "new"
+    other = tiny(init__workdir=str(tmp_path / "dense"))
+    with pytest.raises(UsageError, match="a run of the task 'text', not 'images'"):
+        start_from_checkpoint(set_up(other, open_source(other, "train")), None)
