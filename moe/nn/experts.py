@@ -81,7 +81,8 @@ class Experts(nnx.Module):
             on_slots=functools.partial(self, key=key),
             on_rows=functools.partial(_on_rows, tuple(names), key, self.dropout.rate),
             parameters=tuple(p[...].astype(self.dtype) for p in parameters),
-            axes=tuple(p.get_metadata()["axes"] for p in parameters),
+            # Inside a loop over stacked blocks the metadata still has the axis of the layers.
+            axes=tuple(p.get_metadata()["axes"][-p[...].ndim :] for p in parameters),
         )
 
 

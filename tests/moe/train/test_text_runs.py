@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 STEPS = 20
 FACTORS = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(s) == 8]
 SIZES = {"moe__num_experts": "8", "optimizer__learning_rate": "0.01", "model__num_heads": "4"}
-SIZES |= {"model__kv_heads": "2", "model__width": "32"}
+# So many rows for one device that none is dropped there that one device alone would keep.
+SIZES |= {"model__kv_heads": "2", "model__width": "32", "moe__dropless_receive": "8"}
 LONG = {"num_steps": "60", "checkpoint__every": "7", "log__every": "1", "eval__every": "30"}
 
 
@@ -52,6 +53,12 @@ def single():
         return found[dispatch]
 
     return make
+
+
+def test_a_loop_of_blocks_on_a_mesh_is_dropless_too(single, tiny_text):
+    mesh = {"mesh__data": "2", "mesh__expert": "4", "model__scan": "true"}
+    found = losses(tiny_text(**SIZES, **mesh, moe__dispatch="dropless"))
+    np.testing.assert_allclose(found, single("dropless"), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
