@@ -15,6 +15,7 @@ from benchmarks import (
     accuracy,
     convergence,
     machine,
+    memory,
     moe_layer,
     regression,
     report,
@@ -29,6 +30,7 @@ SECTIONS = {
     "regression": regression,
     "convergence": convergence,
     "moe_layer": moe_layer,
+    "memory": memory,
 }
 
 

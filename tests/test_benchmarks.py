@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from benchmarks import __main__, accuracy, moe_layer, regression, topk
+from benchmarks import __main__, accuracy, memory, moe_layer, regression, topk
 from benchmarks.candidates import candidates
 from benchmarks.report import markdown, write_csv
 from benchmarks.timing import Candidate
@@ -62,3 +62,10 @@ def test_dropless_layers_are_checked_against_the_dense_dispatch():
     assert {row["status"] for row in rows} == {"ok"}
     errors = [row["error"] for row in rows if "dropless" in row["candidate"]]
     assert len(errors) == 2 and max(errors) < 1e-5
+
+
+def test_the_memory_of_whole_arrays_is_measured_against_that_of_chunks():
+    for table in memory.tables(quick=True):
+        whole, ours = table.rows[-2:]
+        assert whole["status"] == ours["status"] == "ok" and ours["error"] < 1e-5
+        assert table.name == "attention" or ours["xla_mib"] < whole["xla_mib"] / 2

@@ -85,7 +85,7 @@ def _forward(setting: Setting, q_BTHd, k_BSKd, v_BSKd, queries, keys):
 
     start = jnp.zeros_like(q), jnp.zeros(q.shape[:-1], wide), empty
     (out, lse, _), _ = lax.scan(step, start, _pairs(setting, len(q), len(k)))
-    return _join(out, q_BTHd.shape), lse
+    return _join(out, q_BTHd), lse
 
 
 def _keep(setting, q_BTHd, k_BSKd, v_BSKd, queries, keys):
@@ -116,9 +116,7 @@ def _backward(setting: Setting, kept, g_BTHd):
 
     start = tuple(jnp.zeros(a.shape, wide) for a in (q, k, v))
     (dq, dk, dv), _ = lax.scan(step, start, _pairs(setting, len(q), len(k)))
-    back = [_join(d[:, :, :, None] if d.ndim == 5 else d, a.shape).astype(a.dtype)
-            for d, a in ((dq, q_BTHd), (dk, k_BSKd), (dv, v_BSKd))]  # fmt: skip
-    return (*back, None, None)
+    return _join(dq, q_BTHd), _join(dk, k_BSKd), _join(dv, v_BSKd), None, None
 
 
 _attend.defvjp(_keep, _backward)
@@ -170,9 +168,10 @@ def _blocks(a, size: int):
     return a.reshape(a.shape[0], a.shape[1] // size, size, *a.shape[2:])
 
 
-def _join(a, shape):
-    """Returns [N, B, K, R, Q, d] as [B, N Q, K R, d]."""
-    return a.transpose(1, 0, 4, 2, 3, 5).reshape(shape)
+def _join(a, like):
+    """Returns blocks [N, B, K, R, Q, d] or [M, B, K, X, d] as the array that they were cut from."""
+    a = a if a.ndim == 6 else a[:, :, :, None]
+    return a.transpose(1, 0, 4, 2, 3, 5).reshape(like.shape).astype(like.dtype)
 
 
 def _at(places, i):

@@ -192,6 +192,7 @@ def loss_of(graphdef):
     return loss
 
 
+@pytest.mark.slow
 def test_a_mesh_computes_the_same():
     experts = EXPERTS | {"dispatch": "dropless", "dropless_receive": 8.0}
     graphdef, params = split(experts=frozen(experts), tied=False, vocab=18, depth=2)
