@@ -38,6 +38,11 @@ def per_row(x, *numbers):
     return tuple(zero + jnp.asarray(number, x.dtype) for number in numbers)
 
 
+def below_infinity(x):
+    """Returns x, its entries of +inf as the largest float: inf - inf is no gap to a threshold."""
+    return jnp.minimum(x, jnp.finfo(x.dtype).max)
+
+
 def count_inside(u):
     """How many of u `[..., n]` are between 0 and 1, and how many at least 1."""
     if u.shape[-1] > LONGEST_DOT:

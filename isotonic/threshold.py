@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from isotonic.links import Link, Row
-from isotonic.rows import Pair, middle_float, over_row, per_row, row_sum
+from isotonic.rows import Pair, below_infinity, middle_float, over_row, per_row, row_sum
 from isotonic.steep import steep_root
 
 MAX_PASSES = 300  # never reached: bisection of a float64 alone takes fewer; most rows take 3 to 5
@@ -43,7 +43,8 @@ def threshold(link: Link, x, k, lam) -> Threshold:
 
     Args:
       link: the selection h, see `isotonic.links`; static.
-      x: scores `[..., n]`, float32 or float64. Entries of -inf are selected with weight 0.
+      x: scores `[..., n]`, float32 or float64. Entries of -inf are selected with weight 0; those of
+        +inf are the largest float, so that what is left of k is shared among them.
       k: sum of the selections, real, in (0, n]; scalar or `[...]`, may be traced. Rows with
         fewer than k finite entries select all of them.
       lam: strength > 0; scalar or `[...]`, may be traced.
@@ -71,6 +72,7 @@ def _solve(link, x, k, lam):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _threshold(link, x, k, lam):
+    x = below_infinity(x)
     row = _statistics(x, k)
     if link.steep:
         h, tau = steep_root(link, x, k, lam, _search(link, x, row, k, lam, link.passes))
@@ -81,8 +83,8 @@ def _threshold(link, x, k, lam):
 
 
 def _threshold_jvp(link, primals, tangents):
-    x, k, lam = primals
     h, *tau = _threshold(link, *primals)
+    x, k, lam = below_infinity(primals[0]), *primals[1:]
     n = x.shape[-1]
     if link.steep:
         terms = link.slopes(h, tau[0], lam)
@@ -110,8 +112,8 @@ def _statistics(x, k) -> Row:
     real = (x != -jnp.inf).astype(x.dtype)
     n = row_sum(real)
     count = jnp.maximum(n, 1)
-    # Divided first: a sum of huge entries overflows. And +inf is an item like another.
-    part = jnp.where(real > 0, jnp.minimum(x, jnp.finfo(x.dtype).max) / length, 0)
+    # Divided first: a sum of huge entries overflows.
+    part = jnp.where(real > 0, x / length, 0)
     mean = row_sum(part) * (length / count)
     deviation = row_sum(real * jnp.abs(part - mean[..., None] / length)) * (length / count)
     return Row(n, jnp.where(k < n, k, count / 2), mean, deviation)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from isotonic.links import LaplaceLink, LogisticLink
+from isotonic.rows import below_infinity
 from isotonic.threshold import threshold
 from routers.operands import nan_rows, rows, whole
 
@@ -27,7 +28,7 @@ def lapsum_topk_mask(x, k, *, strength=1.0, axis=-1):
 
     Args:
       x: scores, any shape; float16, bfloat16, float32 or float64 (solved in float32 or better).
-        Entries of -inf get weight 0.
+        Entries of -inf get weight 0, those of +inf are the largest float.
       k: how many to select, real, in (0, n]: a number, or an array that broadcasts against x
         without `axis` (one k per row). May be traced.
       strength: lam > 0, the width of F in units of x; a number or an array like k. May be traced.
@@ -106,7 +107,7 @@ def sigmoid_topk_mask(x, k, *, strength=1.0, axis=-1):
     """
     k = whole(k)
     x, _, lam, restore = rows(x, k, strength, axis)
-    x = nan_rows(x, lam)
+    x = below_infinity(nan_rows(x, lam))
     real, lam = x != -jnp.inf, lam[..., None]
     best = largest(x, k + 1)[..., k - 1 :]
     full = best[..., 1:] == -jnp.inf

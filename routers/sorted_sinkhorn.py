@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from isotonic.rows import below_infinity
 from routers.operands import rows, whole
 from routers.soft_masks import largest
 
@@ -52,7 +53,7 @@ def sorted_sinkhorn_topk(x, k, *, strength=1.0, axis=-1, tol=1e-6, num_iters=100
     k = whole(k)
     x, _, lam, restore = rows(x, k, strength, axis)
     plan = jax.jit(_plan, static_argnums=(0, 1, 2))  # so that eager calls do not compile again
-    plan = plan(k, tol, num_iters, x, lam)[..., :k]
+    plan = plan(k, tol, num_iters, below_infinity(x), lam)[..., :k]
     wrong = jnp.isnan(x).any(-1) | jnp.isnan(lam)
     plan *= jnp.where(wrong, jnp.nan, 1).astype(x.dtype)[..., None, None]
     return jax.vmap(restore, -1, -1)(plan)

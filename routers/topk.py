@@ -27,7 +27,7 @@ def sparse_topk_mask(x, k, *, p=2.0, strength=1.0, solver="threshold", axis=-1):
 
     Args:
       x: scores, any shape; float16, bfloat16, float32 or float64 (solved in float32 or better).
-        Entries of -inf get weight 0.
+        Entries of -inf get weight 0, those of +inf are the largest float.
       k: how many to select, real, in (0, n]: a number, or an array that broadcasts against x
         without `axis` (one k per row). May be traced.
       p: norm of the regulariser, > 1, static.

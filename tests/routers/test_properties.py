@@ -3,11 +3,13 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from routers import sparse_topk_magnitude, sparse_topk_mask
 from tests.oracles import WIDE
+from tests.routers import operators
 
 N = 12
 # From where it is a softmax to where it is a step; drawn once between.
@@ -128,3 +130,28 @@ def test_magnitudes_are_the_exact_ones_above_two(p, dtype):
 def test_magnitudes_of_other_p_are_refused(p):
     with pytest.raises(ValueError, match=r"p must be from 1\.1 to 4 for magnitudes"):
         sparse_topk_magnitude(np.ones(5, np.float32), 2, p=p)
+
+
+INFINITE = {  # what three scores of +inf, k = 2, share
+    **dict.fromkeys(("mask", "smooth mask", "steep mask", "lapsum", "sinkhorn"), 2 / 3),
+    **dict.fromkeys(("mask, pav", "mask, merge", "mask, dykstra", "sorted sinkhorn"), 2 / 3),
+    **dict.fromkeys(("sparsemax", "entmax"), 1 / 3),
+    "sigmoid": 1 / 2,  # at the midpoint of two of them
+}
+
+
+@pytest.mark.parametrize("name", INFINITE)
+def test_infinite_scores_share_what_the_largest_floats_would(name):
+    """As the limit of three equal scores that grow; one or two of them are chosen whole."""
+
+    @jax.jit
+    def run(x):
+        y, pull = jax.vjp(lambda x: operators.ALL[name](x, 2, 1.0), x)
+        return y, pull(jnp.cos(1.7 * jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0]
+
+    inf, items = np.inf, lambda y: y.sum(-1) if y.ndim == 2 else y
+    y, slope = run(jnp.array([inf, 0, inf, 1, inf, -inf], jnp.float32))
+    np.testing.assert_allclose(items(y), INFINITE[name] * np.array([1, 0, 1, 0, 1, 0]), rtol=1e-6)
+    assert jnp.isfinite(slope).all()
+    y, slope = run(jnp.array([inf, 0, -1, 1, -inf, -inf], jnp.float32))
+    assert items(y)[0] == 1 and jnp.isfinite(y).all() and jnp.isfinite(slope).all()
