@@ -74,7 +74,7 @@ def permoe(home: pathlib.Path, *arguments, code=0, **settings) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stderr
