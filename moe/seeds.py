@@ -10,7 +10,7 @@ import numpy as np
 from moe.errors import UsageError
 
 # Their order is part of what a seed means: a new use comes last.
-USES = ("parameters", "steps", "order of an epoch", "augmentation", "mixture")
+USES = ("parameters", "steps", "order of an epoch", "augmentation", "mixture", "generation")
 LIMIT = 1 << 63
 
 

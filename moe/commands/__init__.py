@@ -15,6 +15,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train a config; the same command continues",
     "eval": "evaluate a checkpoint of a run: a table, eval.json, pictures",
+    "generate": "continue a text with a run of the task text",
     "compare": "train several routers and seeds: a table, CSV, a plot",
     "plan": "say whether a run fits hardware that is not at hand, and how fast it is",
 }

@@ -53,10 +53,10 @@ def evaluate_run(
       UsageError: no run or no readable checkpoint there, overrides that do not fit it, or a place
         that cannot be written to.
     """
-    run, source = together(lambda: _prepare(workdir, split, overrides))
+    run, source = together(lambda: prepare(workdir, split, overrides))
     agree(run.config, source, step=step)
     newest = step is None
-    params, step, damaged = _restore(workdir, run, step)
+    params, step, damaged = restore(workdir, run, step)
     for bad in damaged:
         print(f"checkpoint {bad} is damaged; using step {step}")
     plain = newest and source.split == run.config.data.eval_split
@@ -111,7 +111,7 @@ def name_files(
     return Files(result, folder / "load.png", [folder / name for name in pictures])
 
 
-def _prepare(workdir: pathlib.Path, split: str | None, overrides: dict[str, str]):
+def prepare(workdir: pathlib.Path, split: str | None, overrides: dict[str, str]):
     """Returns the run as it will be evaluated, and its data; reads nothing of the checkpoint."""
     saved = saved_config(workdir)
     if saved is None:
@@ -163,7 +163,7 @@ def _batch_size(saved: ConfigDict, groups: int) -> int:
     return math.ceil(min(saved.eval.batch_size, most) / groups) * groups
 
 
-def _restore(workdir: pathlib.Path, run: Run, step: int | None):
+def restore(workdir: pathlib.Path, run: Run, step: int | None):
     """Reads what evaluation uses, the parameters' average where the run keeps one, and its step."""
     key = "ema" if run.config.optimizer.ema_decay else "params"
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)

@@ -36,6 +36,7 @@ class Text(Task):
     shown = (LOSS, best, Metric("accuracy", higher=True, form=".2%"))
     sizes = ("data.vocabulary",)
     ends = ("embedding", "untied")
+    overrides = ("model.attention",)  # a back end that is not everywhere, of one result
 
     def keys(self):
         return {
