@@ -36,6 +36,7 @@ class Row:
       prompt: its number, from 0.
       sample: number of the sample, from 0.
       tokens: that were drawn, the one that ended it included.
+      log_probs: of these, as `sampling.Rows` has them.
       text: of these, as far as their characters are whole.
       end: why it ended: "document", "max_tokens" or "context"; "" before it has.
     """
@@ -43,6 +44,7 @@ class Row:
     prompt: int
     sample: int
     tokens: list[int] = dataclasses.field(default_factory=list)
+    log_probs: list[float] = dataclasses.field(default_factory=list)
     text: str = ""
     end: str = ""
 
@@ -223,19 +225,21 @@ def _continue(
     streams = [tokenizer.stream() for _ in rows]
     for row, prompt, stream in zip(rows, prompts, streams, strict=True):
         screen.add(row, "".join(stream.push(token) for token in prompt))
-    for tokens, done in sampler.draw(params, prompts, [row.sample for row in rows]):
-        for row, stream, token, last in zip(rows, streams, tokens, done, strict=True):
+    for drawn in sampler.draw(params, prompts, [row.sample for row in rows]):
+        for i, row in enumerate(rows):
             if row.end:
                 continue
-            row.tokens.append(int(token))
+            token = int(drawn.token_B[i])
+            row.tokens.append(token)
+            row.log_probs.append(float(drawn.log_prob_B[i]))
             if token in (tokenizer.end, tokenizer.begin):
                 row.end = "document"
             elif len(row.tokens) == sampler.most:
                 row.end = "max_tokens"
-            elif last:
+            elif drawn.done_B[i]:
                 row.end = "context"
-            text = "" if row.end == "document" else stream.push(int(token))
-            text += stream.finish() if row.end else ""
+            text = "" if row.end == "document" else streams[i].push(token)
+            text += streams[i].finish() if row.end else ""
             row.text += text
             screen.add(row, text)
 

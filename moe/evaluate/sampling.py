@@ -33,6 +33,7 @@ class Rows(NamedTuple):
     """Holds each row's newest token, which the model has not read yet."""
 
     token_B: jax.Array
+    log_prob_B: jax.Array  # of that token, at temperature 1 among all tokens; float32
     position_B: jax.Array  # of that token
     done_B: jax.Array  # whether it is the row's last
     sample_B: jax.Array  # number of the sample: which of a prompt's draws these are
@@ -102,11 +103,11 @@ class Sampler:
 
     def draw(
         self, params, prompts: Sequence[Sequence[int]], samples: Sequence[int]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields the next token of every row, and whether it is the row's last, until all end.
+    ) -> Iterator[Rows]:
+        """Yields the next token of every prompt's row, in numpy, until all rows are done.
 
-        A row ends after a token of `stops`, or one at position `context`, which no row of training
-        had: what the model could read next has no place. What it yields after that is no text.
+        A row is done after a token of `stops`, or one at position `context`: training had no such
+        position, so that the model cannot read that token. What comes after is no text.
 
         Args:
           prompts: tokens of at most `rows` prompts, 1 to `longest` each.
@@ -124,9 +125,9 @@ class Sampler:
             now = rows
             if left:  # the devices go on while the host shows the token
                 rows, caches = self._step(params, caches, rows)
-            done = np.asarray(now.done_B)[: len(prompts)]
-            yield np.asarray(now.token_B)[: len(prompts)], done
-            if done.all():
+            told = Rows(*(a[: len(prompts)] for a in jax.device_get(now)))
+            yield told
+            if told.done_B.all():
                 return
 
     def _read_prompts(self, params, tokens_BT, length_B, sample_B):
@@ -137,7 +138,8 @@ class Sampler:
         out = model(tokens_BT, **places, caches=_spread(caches))
         last_B = jnp.maximum(length_B - 1, 0)
         last_BD = out.hidden_BTD[jnp.arange(self.rows), last_B]
-        rows = self._next(model, last_BD, Rows(last_B, last_B, length_B == 0, sample_B))
+        read = Rows(last_B, jnp.zeros(self.rows), last_B, length_B == 0, sample_B)
+        rows = self._next(model, last_BD, read)
         return rows, _spread(out.caches)
 
     def _read_token(self, params, caches, rows: Rows):
@@ -162,7 +164,9 @@ class Sampler:
         token_B = sample(logits_BV, key_B, self.sampling.temperature, self.sampling.top_p)
         done_B = rows.done_B | (position_B >= self.context)
         done_B |= (token_B[:, None] == jnp.array(self._stops)[None]).any(-1)
-        return Rows(token_B, position_B, done_B, rows.sample_B)
+        log_prob_BV = jax.nn.log_softmax(logits_BV)
+        log_prob_B = jnp.take_along_axis(log_prob_BV, token_B[:, None], -1)[:, 0]
+        return Rows(token_B, log_prob_B, position_B, done_B, rows.sample_B)
 
 
 def _places(length_B, tokens: int) -> dict[str, jax.Array]:

@@ -1,6 +1,7 @@
 """Learns to predict the next token of a text: a causal decoder on packed documents."""
 
 import hashlib
+import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -19,9 +20,12 @@ from moe.nn.decoder_block import QK_NORMS
 from moe.ranges import RATE, SIZE, Key
 from moe.tasks.flops import Flops, attended, count_experts, dense_width
 from moe.tasks.task import Batch, Metric, Reports, Shape, Sums, Task
+from moe.tasks.text_page import write_page
+from moe.tasks.text_pictures import draw_text, split_pieces
 from routers import ROUTERS
 
 LOSS = Metric("loss", higher=False, form=".4f")
+SHOWN_ROWS, SHOWN_TOKENS = 4, 1024  # in the pictures; no more tokens in all, but of one row
 
 
 class Text(Task):
@@ -37,6 +41,7 @@ class Text(Task):
     sizes = ("data.vocabulary",)
     ends = ("embedding", "untied")
     overrides = ("model.attention",)  # a back end that is not everywhere, of one result
+    pictures = ("text.png", "text.html")
 
     def keys(self):
         return {
@@ -219,6 +224,27 @@ class Text(Task):
             slots=layers * slots,
             head=2 * tokens * dim * config.data.vocabulary,
         )
+
+    def draw(self, config: ConfigDict, graphdef, params, source, files: list[pathlib.Path]) -> None:
+        """Shows the first rows of the split with the experts of each token, as picture and page."""
+        length = min(config.data.seq_len, SHOWN_TOKENS)
+        rows = min(SHOWN_ROWS, SHOWN_TOKENS // length)
+        batch = next(eval_batches(source, batch_size=rows, seq_len=config.data.seq_len))
+        names = ("tokens", "segments", "positions")
+        shown = {name: batch[name][:, :length] for name in names}  # nothing later has a say
+
+        def route(params, tokens, **places):
+            reports = nnx.merge(graphdef, params)(tokens, **places).reports
+            return {number: report.weights_BTE for number, report in reports.items()}
+
+        weights = jax.device_get(jax.jit(route)(params, **shown))
+        sizes = [int((row > 0).sum()) for row in shown["segments"]]
+        rows = [(i, size) for i, size in enumerate(sizes) if size]  # others are padding
+        texts = [split_pieces(source, shown["tokens"][i, :size].tolist()) for i, size in rows]
+        told = [{n: w[i, :size].astype(float) for n, w in weights.items()} for i, size in rows]
+        picture, page = files
+        draw_text(picture, texts[0], told[0])
+        write_page(page, f"{source.name} {source.split}: experts of tokens", texts, told)
 
 
 def _misfits(config: ConfigDict) -> Iterator[str]:

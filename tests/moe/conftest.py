@@ -91,3 +91,11 @@ def finished_run(data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     train(cli.apply(config.default(), TINY | {"data.data_dir": str(data_dir)}), workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def finished_text_run(tmp_path_factory):
+    """The directory of a run of the tiny config of a text."""
+    workdir = tmp_path_factory.mktemp("runs") / "text"
+    train(cli.apply(config.default("text"), TINY_TEXT), workdir)
+    return workdir
