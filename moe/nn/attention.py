@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from moe.errors import UsageError
 from moe.hosts import mesh
-from moe.nn.blockwise import blockwise
+from moe.nn.blockwise import BLOCK, OTHER_BLOCK, blockwise
 from moe.nn.splash import obstacle, splash
 
 BACKENDS = ("auto", "blockwise", "splash")
@@ -59,6 +59,7 @@ def attention(
     if shape[2] % k_BSKd.shape[2]:
         raise ValueError(f"{k_BSKd.shape[2]} heads of keys do not divide {shape[2]} of queries")
     backend = _choose(backend, shape, keys is None)
+    block = BLOCK.get(mesh.platform(), OTHER_BLOCK)
 
     def run(q, k, v, queries, keys):
         if backend == "splash":
@@ -67,7 +68,7 @@ def attention(
         if ordered:  # by place in the row, which no document's start resets
             place = jnp.arange(shape[1], dtype=jnp.int32)
             queries = keys = queries[0], jnp.broadcast_to(place, queries[0].shape)
-        options = {"window": window, "softcap": softcap, "ordered": ordered}
+        options = {"window": window, "softcap": softcap, "ordered": ordered, "block": block}
         return blockwise(q, k, v, queries, keys, **options)
 
     return _on_mesh(run)(q_BTHd, k_BSKd, v_BSKd, queries, keys)
