@@ -223,5 +223,5 @@ def test_memory_grows_with_the_length_alone():
         return step.lower(q, k, k, places).compile().memory_analysis().temp_size_in_bytes
 
     small, middle, large = (temporary(T) for T in (1024, 4096, 16384))
-    assert middle < 4 * small and large < 4 * middle  # what does not grow is the blocks of weights
+    assert middle < 6 * small and large < 6 * middle  # it is 16 times where weights are whole
     assert large < 16384**2  # one byte for each of the weights of one head
