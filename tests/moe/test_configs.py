@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,9 +15,12 @@ from moe.tasks import TASKS
 from moe.train.measure import evaluate
 from moe.train.run import set_up
 from moe.train.step import make_train_step
-from tests.moe.conftest import build_model, quick_jit
+from tests.moe.conftest import TINY_TEXT, build_model, open_source, quick_jit
 
 CONFIGS = sorted(pathlib.Path("configs").glob("[!_]*.py"))
+TEXTS = [file for file in CONFIGS if cli.load_config(str(file), {}).task == "text"]
+IMAGES = [file for file in CONFIGS if file not in TEXTS]
+QUICK = ("digits", "vmoe_15b")  # one as most are, one with all that big models need
 SHRUNK = {
     "num_steps": "20",
     "batch_size": "64",
@@ -33,6 +37,13 @@ SHRUNK = {
     "mesh.fsdp": "1",
     "mesh.expert": "1",
 }
+SHRUNK_TEXT = {
+    "num_steps": "20",
+    "batch_size": "64",
+    "data.name": "stdlib",
+    "optimizer.warmup_steps": "2",
+    "moe.num_experts": "8",
+}
 
 
 def source(channels: int):
@@ -48,8 +59,26 @@ def test_there_are_configs():
     assert names >= {"vmoe_b16_imagenet21k", "vmoe_15b"}
 
 
-@pytest.mark.parametrize("dense", ["false", pytest.param("true", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_a_step_is_traced(file):
+    if file in TEXTS:
+        config = cli.load_config(str(file), TINY_TEXT | SHRUNK_TEXT)
+        run = set_up(config, open_source(config, config.data.train_split))
+    else:
+        config = cli.load_config(str(file), SHRUNK)
+        run = set_up(config, source(1 if file.stem in ("digits", "fashion_mnist") else 3))
+    state = run.abstract_state()
+    with jax.set_mesh(run.mesh):
+        new, sums = jax.eval_shape(run.train_step, state, run.abstract_batch())
+    assert named(new).keys() == named(state).keys() and sums["loss"].shape == ()
+
+
+@pytest.mark.parametrize("dense", ["false", pytest.param("true", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "file",
+    [f if f.stem in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in IMAGES],
+    ids=lambda file: file.stem,
+)
 def test_builds_and_takes_a_step(file, dense):
     config = cli.load_config(str(file), SHRUNK | {"moe.dense": dense})
     data = source(1 if file.stem in ("digits", "fashion_mnist") else 3)

@@ -85,7 +85,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 @operators
 @pytest.mark.parametrize("solver", ["threshold", "pav"])
 @norms

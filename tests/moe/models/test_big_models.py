@@ -9,9 +9,8 @@ from tests.moe.conftest import QUICK, open_source
 from tests.moe.train.test_mesh import SIZES, losses, meshed
 
 
-@pytest.mark.parametrize(
-    "sizes", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)], ids=str)
 def test_micro_batches_take_whole_groups_of_every_device(sizes, tiny):
     """The step of four micro-batches, as on one device, where they are other examples."""
     settings = SIZES | {"batch_size": "64", "moe__group_size": "2", "optimizer__accumulate": "4"}

@@ -50,7 +50,10 @@ def saved(data_dir, tmp_path_factory):
     return directory, jax.device_get(state), float(sums["loss"])
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 8, 1), (1, 8, 1, 1), (1, 1, 1, 1), (1, 2, 2, 2)])
+SLOW = [pytest.param(s, marks=pytest.mark.slow) for s in ((1, 1, 8, 1), (1, 8, 1, 1), (1, 1, 1, 1))]
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 2, 2), *SLOW])
 def test_every_leaf_moves_to_another_mesh(sizes, saved, tiny):
     directory, arrays, loss = saved
     run, source = on_mesh(tiny, *sizes)

@@ -28,6 +28,7 @@ def test_a_directory_that_cannot_be_made(tiny, tmp_path):
         train(tiny(), tmp_path / "file" / "run")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_on_the_way(data_dir, tmp_path):
     """The checkpoints' directory is lost during training: one line, code 2."""
     workdir = tmp_path / "run"

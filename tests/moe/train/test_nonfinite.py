@@ -74,6 +74,7 @@ def test_each_setting_goes_on_after_the_other(broken_batch, tiny, tmp_path):
         assert array.tobytes() == theirs[name].tobytes(), name
 
 
+@pytest.mark.slow
 def test_an_update_that_is_not_finite(tiny, tmp_path, monkeypatch):
     """Although the gradients are: the optimizer divides by zero at step 3."""
     real = moe.train.run.build_optimizer
@@ -119,7 +120,7 @@ def test_a_last_evaluation_that_is_not_finite(tiny, tmp_path, monkeypatch):
     assert [list(row) for row in launch.rows(tmp_path) if "eval/loss" in row] == []
 
 
-@pytest.mark.parametrize("what", ["stop", "skip"])
+@pytest.mark.parametrize("what", ["stop", pytest.param("skip", marks=pytest.mark.slow)])
 def test_a_refused_step_leaves_the_state_as_it_was(what, tiny):
     config = tiny(nonfinite=what, optimizer__ema_decay="0.9")
     source = open_source(config, "train")

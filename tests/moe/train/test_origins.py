@@ -56,7 +56,7 @@ def started(config, workdir):
     }
 
 
-@pytest.mark.parametrize("scan", ["true", "false"])
+@pytest.mark.parametrize("scan", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_a_dense_checkpoint_becomes_experts(scan, dense, tiny, tmp_path, capsys):
     config = tiny(**SIZES, moe__layers="every-2", model__scan=scan, init__workdir=str(dense))
     run, mine = started(config, tmp_path)
@@ -84,6 +84,7 @@ def test_a_dense_checkpoint_becomes_experts(scan, dense, tiny, tmp_path, capsys)
     assert "blocks.*.feed_forward.router.kernel: new (2 blocks)" in screen
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_there(dense, tiny, tmp_path):
     settings = SIZES | {"moe__layers": "every-2", "init__workdir": str(dense)}
     train(tiny(**settings), tmp_path)

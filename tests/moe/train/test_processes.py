@@ -33,23 +33,19 @@ def one(data_dir, tmp_path_factory):
     return workdir
 
 
-@pytest.fixture(scope="module")
-def four(data_dir, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("four")
-    return workdir, launch.succeed(launch.train(4, workdir, data_dir, **FEW, **EXPERTS))
-
-
-def test_four_processes_train_as_one(one, four):
-    workdir, screens = four
-    np.testing.assert_allclose(launch.losses(workdir), launch.losses(one), rtol=0, atol=1e-5)
-    assert "on 4 device(s)" in screens[0]
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_train_as_one(count, one, data_dir, tmp_path):
+    screens = launch.succeed(launch.train(count, tmp_path, data_dir, **FEW, **EXPERTS))
+    np.testing.assert_allclose(launch.losses(tmp_path), launch.losses(one), rtol=0, atol=1e-5)
+    assert f"on {count} device(s)" in screens[0]
     for screen in screens[1:]:
         assert not [line for line in screen.splitlines() if "Gloo" not in line], screen
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_four_processes_evaluates_on_one_and_two(four, tmp_path):
-    workdir, _ = four
+def test_a_checkpoint_of_four_processes_evaluates_on_one_and_two(data_dir, tmp_path):
+    workdir = tmp_path / "four"
+    launch.succeed(launch.train(4, workdir, data_dir, **FEW, **EXPERTS))
     trained = launch.rows(workdir)[-1]
     for count in (1, 2):
         screens = launch.succeed(launch.Hosts(count, "eval.py", [f"--workdir={workdir}"]))
