@@ -3,8 +3,8 @@
 permoe eval --workdir=DIR [--step=N] [--split=SPLIT] [--config.KEY=VALUE ...]
 
 The model is the one that was trained, by the run's own saved config. Overrides may change what is
-measured (data.name, data.image_size, model.dtype, moe.eval_capacity_factor, moe.dispatch and
-moe.dropless_*) and where (data.data_dir, eval.batch_size, mesh.*); without mesh.* the devices at
+measured (data.name, data.image_size, model.dtype, model.attention, moe.eval_capacity_factor,
+moe.dispatch and moe.dropless_*) and where (data.data_dir, eval.batch_size, mesh.*); without mesh.* the devices at
 hand are used, however many had trained it. What was changed stands in the table's title.
 
 The newest checkpoint on the config's data.eval_split is written to DIR/eval.json and DIR/pictures.

@@ -1,5 +1,6 @@
 """Draws tokens from a decoder: the next one from its logits, and rows of them through a cache."""
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -99,7 +100,7 @@ class Sampler:
         self._vocabulary, self._stops = vocabulary, tuple(dict.fromkeys(stops))
         self._key = seeds.key(sampling.seed, "generation")
         self._prefill = run.jit(self._read_prompts)
-        self._step = run.jit(self._read_token, donate_argnums=1)
+        self._step = run.jit(self._read_token, donate_argnums=2)
 
     def draw(
         self, params, prompts: Sequence[Sequence[int]], samples: Sequence[int]
@@ -120,17 +121,17 @@ class Sampler:
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
         batch = self.run.put({"tokens": tokens, "lengths": lengths, "numbers": numbers})
-        rows, caches = self._prefill(params, *batch.values())
+        rows, caches = self._prefill(params, self._key, *batch.values())
         for left in reversed(range(self.most)):
             now = rows
             if left:  # the devices go on while the host shows the token
-                rows, caches = self._step(params, caches, rows)
+                rows, caches = self._step(params, self._key, caches, rows)
             told = Rows(*(a[: len(prompts)] for a in jax.device_get(now)))
             yield told
             if told.done_B.all():
                 return
 
-    def _read_prompts(self, params, tokens_BT, length_B, sample_B):
+    def _read_prompts(self, params, key, tokens_BT, length_B, sample_B):
         """Fills caches with the prompts, and draws the token after each."""
         model = nnx.merge(self.run.graphdef, params)
         caches = model.init_cache(self.rows, self._length)
@@ -139,10 +140,10 @@ class Sampler:
         last_B = jnp.maximum(length_B - 1, 0)
         last_BD = out.hidden_BTD[jnp.arange(self.rows), last_B]
         read = Rows(last_B, jnp.zeros(self.rows), last_B, length_B == 0, sample_B)
-        rows = self._next(model, last_BD, read)
+        rows = self._next(model, key, last_BD, read)
         return rows, _spread(out.caches)
 
-    def _read_token(self, params, caches, rows: Rows):
+    def _read_token(self, params, key, caches, rows: Rows):
         """Reads the newest token of each row that goes on, and draws the one after it."""
         model = nnx.merge(self.run.graphdef, params)
         # What has ended is padding: it takes no expert.
@@ -151,16 +152,15 @@ class Sampler:
             "positions": rows.position_B[:, None],
         }
         out = model(rows.token_B[:, None], **places, caches=caches)
-        return self._next(model, out.hidden_BTD[:, 0], rows), _spread(out.caches)
+        return self._next(model, key, out.hidden_BTD[:, 0], rows), _spread(out.caches)
 
-    def _next(self, model, hidden_BD, rows: Rows) -> Rows:
+    def _next(self, model, key, hidden_BD, rows: Rows) -> Rows:
         """Draws a token for each row, and says which rows end with it."""
         logits_BV = model.logits(hidden_BD)
         known_V = jnp.arange(logits_BV.shape[-1]) < self._vocabulary
         logits_BV = jnp.where(known_V[None], logits_BV, -jnp.inf)
         position_B = rows.position_B + 1
-        key = lambda *numbers: _fold(self._key, *numbers)  # noqa: E731
-        key_B = jax.vmap(key)(rows.sample_B, position_B)
+        key_B = jax.vmap(functools.partial(_fold, key))(rows.sample_B, position_B)
         token_B = sample(logits_BV, key_B, self.sampling.temperature, self.sampling.top_p)
         done_B = rows.done_B | (position_B >= self.context)
         done_B |= (token_B[:, None] == jnp.array(self._stops)[None]).any(-1)

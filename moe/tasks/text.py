@@ -21,7 +21,7 @@ from moe.ranges import RATE, SIZE, Key
 from moe.tasks.flops import Flops, attended, count_experts, dense_width
 from moe.tasks.task import Batch, Metric, Reports, Shape, Sums, Task
 from moe.tasks.text_page import write_page
-from moe.tasks.text_pictures import draw_text, split_pieces
+from moe.tasks.text_pictures import draw_text, fullest, split_pieces
 from routers import ROUTERS
 
 LOSS = Metric("loss", higher=False, form=".4f")
@@ -243,7 +243,8 @@ class Text(Task):
         texts = [split_pieces(source, shown["tokens"][i, :size].tolist()) for i, size in rows]
         told = [{n: w[i, :size].astype(float) for n, w in weights.items()} for i, size in rows]
         picture, page = files
-        draw_text(picture, texts[0], told[0])
+        full = fullest(texts, len(weights))
+        draw_text(picture, texts[full], told[full])
         write_page(page, f"{source.name} {source.split}: experts of tokens", texts, told)
 
 

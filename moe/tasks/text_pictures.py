@@ -62,6 +62,11 @@ def opacity(weights: np.ndarray) -> np.ndarray:
     return np.sqrt(heaviest / max(heaviest.max(), 1e-30))
 
 
+def fullest(texts: Sequence[Sequence[str]], layers: int) -> int:
+    """Returns which text fills most of the lines that are drawn of it."""
+    return int(np.argmax([sum(map(len, _wrap(pieces)[: _room(layers)])) for pieces in texts]))
+
+
 def draw_text(path: pathlib.Path, pieces: Sequence[str], weights: Mapping[int, np.ndarray]) -> None:
     """Draws the first lines of a text once for every layer, each token on its expert's colour.
 
@@ -73,7 +78,7 @@ def draw_text(path: pathlib.Path, pieces: Sequence[str], weights: Mapping[int, n
     layers = list(weights)
     if len(layers) > LAYERS:
         layers = [layers[i] for i in np.linspace(0, len(layers) - 1, LAYERS).round().astype(int)]
-    lines = _wrap(pieces)[: int(np.clip(LINES // len(layers), 4, 12))]
+    lines = _wrap(pieces)[: _room(len(layers))]
     height, experts = len(lines) * HIGH, next(iter(weights.values())).shape[-1]
     width = max(40, *map(len, lines)) * WIDE
     shape = (width / 8 + 1.2, len(layers) * (height / 8 + 0.2))
@@ -112,6 +117,11 @@ def _draw_layer(axis, lines: Sequence[str], weights_TE: np.ndarray) -> None:
             axis.add_patch(PathPatch(glyphs.transformed(down), color="black", linewidth=0))
     extent = (0, COLUMNS * WIDE, len(lines) * HIGH, 0)
     axis.imshow(picture, extent=extent, interpolation="nearest")
+
+
+def _room(layers: int) -> int:
+    """Returns how many lines are drawn of each layer."""
+    return int(np.clip(LINES // layers, 4, 12))
 
 
 def _wrap(pieces: Sequence[str]) -> list[list[tuple[str, int]]]:

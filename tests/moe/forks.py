@@ -57,13 +57,16 @@ def serve(cwd: str, screen: str) -> None:
     """Answers each line of the input, [program, arguments], with [exit code, seconds]."""
     import compare
     import eval as evaluate
+    import generate
     import moe.evaluate.comparison
     import moe.evaluate.evaluation
+    import moe.evaluate.generation
     import moe.plan.answer  # noqa: F401
     import plan
     import train
 
     programs = {"train": train, "eval": evaluate, "compare": compare, "plan": plan}
+    programs["generate"] = generate
     for line in sys.stdin:
         program, arguments = json.loads(line)
         child = os.fork()

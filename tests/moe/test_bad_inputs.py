@@ -106,6 +106,25 @@ EVAL = {
         "--config.loss=hinge|--config.model.dtype=float16"
     ),
 }
+GENERATE = {
+    "--step": "-1|999|x||99999999999999999999",
+    "--prompt": "\udcff|\ud83d|" + "a" * 32,
+    "--prompts": "|nowhere|{cwd}|gs://b/x|{long}|/dev/null|{files}/empty.py|{files}/broken.jsonl",
+    "--temperature": "-1|nan|inf|1e-9|1e9|x|",
+    "--top_p": "0|-1|1.01|nan|x|",
+    "--max_tokens": "0|-1|1.5|x|1e3|99999999999999999999|",
+    "--num_samples": "0|-1|x|99999999999999999999",
+    "--batch_size": "0|-1|x|99999999999999999999",
+    "--seed": "-1|x|9223372036854775808|{digits}",
+    "--json": "|{cwd}|gs://b/x|/dev/full|{long}|~no_such_user/x|{files}/text.txt/x",
+    "--config": "nowhere.py|{files}/none.py",
+    "--workdir": "|nowhere|{cwd}|{run}|{files}/text.txt|gs://b/run|{text}/checkpoints|{long}",
+    "": (
+        "extra|--prompt=a --prompts=b|--promp|--config.model.width=32|--config.seed=1|"
+        "--config.data.name=nowhere|--config.data.seq_len=8|--config.mesh.expert=3|"
+        "--config.router.name=soft_moe|--config.eval.batch_size=0|--config.model.dtype=float16"
+    ),
+}
 COMPARE = {
     "--routers": "|topk,topk|x|topk,|dense,dense|,|all,topk",
     "--seeds": "0|-1|x|1.5|1000000000||99999999999999999999",
@@ -146,6 +165,7 @@ PLAN = {
 BASE = {
     "train": "--config={config} --workdir={cwd}/new --config.data.data_dir={data}",
     "eval": "--workdir={run}",
+    "generate": "--workdir={text}",
     "compare": "--config={config} --routers=topk --seeds=1 --out={cwd}/new "
     "--config.data.data_dir={data}",
     "plan": "--config={config} --topology=cpu:1 --config.data.data_dir={data}",
@@ -169,7 +189,7 @@ def bad_names() -> list[str]:
 
 def cases(places: dict[str, str]) -> list[tuple[str, list[str]]]:
     """Returns every command: a program and its arguments."""
-    tables = {"train": TRAIN, "eval": EVAL, "compare": COMPARE, "plan": PLAN}
+    tables = {"train": TRAIN, "eval": EVAL, "generate": GENERATE, "compare": COMPARE, "plan": PLAN}
     numbers, commands = bad_numbers(), []
     for program, table in tables.items():
         bad = [
@@ -199,22 +219,24 @@ def state(directory: pathlib.Path) -> dict[str, tuple]:
 
 
 @pytest.fixture
-def sandbox(finished_run, data_dir, tmp_path) -> dict[str, str]:
+def sandbox(finished_run, finished_text_run, data_dir, tmp_path) -> dict[str, str]:
     """Makes a home, a directory to be in, a run, and files that are of no use."""
     root = tmp_path / "sandbox"
     for name in ("cwd", "home", "files"):
         (root / name).mkdir(parents=True)
     shutil.copytree(data_dir, root / "data")
     shutil.copytree(finished_run, root / "run")
+    shutil.copytree(finished_text_run, root / "text")
     for name, text in {
         "text.txt": "text",
         "empty.py": "",
         "none.py": "def get_config(): pass",
+        "broken.jsonl": '"a"\n{"prompt": 1}\n',
     }.items():
         (root / "files" / name).write_text(text)
     from tests.moe.conftest import TINY
 
-    places = {name: str(root / name) for name in ("cwd", "home", "files", "run", "data")}
+    places = {name: str(root / name) for name in ("cwd", "home", "files", "run", "text", "data")}
     tiny = " ".join(f"--config.{key}={value}" for key, value in TINY.items())
     config = root / "files" / "tiny.py"
     config.write_text("from moe.config import default\n\ndef get_config():\n    return default()\n")

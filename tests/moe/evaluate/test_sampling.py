@@ -11,7 +11,8 @@ from flax import nnx
 
 from moe.evaluate import evaluation
 from moe.evaluate.sampling import Sampler, Sampling, keep_likely, sample
-from tests.moe.conftest import QUICK
+from moe.train.run import set_up
+from tests.moe.conftest import QUICK, open_source
 
 BEGIN, CONTEXT = 256, 32
 PROMPTS = [[BEGIN], [BEGIN, *b"def f("], [BEGIN, *b"import"], [BEGIN, *range(50, 79)]]
@@ -73,10 +74,8 @@ def loaded(finished_text_run):
     return run, params
 
 
-@pytest.fixture(scope="module")
-def log_probs(loaded):
-    """Returns a function: tokens -> log-probabilities of what follows each, by a whole pass."""
-    run, params = loaded
+def whole_passes(run, params):
+    """Returns a function: tokens -> log-probabilities of what follows each, without a cache."""
 
     def forward(params, tokens, length):
         model = nnx.merge(run.graphdef, params)
@@ -92,6 +91,11 @@ def log_probs(loaded):
         return np.asarray(out[0, : len(tokens)])
 
     return of
+
+
+@pytest.fixture(scope="module")
+def log_probs(loaded):
+    return whole_passes(*loaded)
 
 
 def sampler(run, sampling, **settings):
@@ -132,13 +136,13 @@ def test_a_row_depends_on_its_prompt_and_sample_alone(loaded, log_probs):
     together = rows(warm.draw(params, [*PROMPTS[:3], PROMPTS[1]], [0, 0, 1, 1]), 4)
     assert max(token for row in together for token, _ in row) < 120
     assert len({tuple(token for token, _ in row) for row in together}) == 4
-    short = sampler(run, Sampling(seed=5), vocabulary=120, rows=1, longest=7)
+    short = sampler(run, Sampling(seed=5), vocabulary=120, rows=1, longest=7, most=25)
     for one, prompt, number, expected in (
         (warm, PROMPTS[2], 1, together[2]),
         (short, PROMPTS[1], 0, together[1]),
         (short, PROMPTS[1], 1, together[3]),
     ):
-        (row,) = rows(one.draw(params, [prompt], [number]), 1)
+        (row,) = rows(itertools.islice(one.draw(params, [prompt], [number]), 12), 1)
         assert [token for token, _ in row] == [token for token, _ in expected]
         np.testing.assert_allclose([p for _, p in row], [p for _, p in expected], atol=1e-5)
     tokens = [*PROMPTS[1], *(token for token, _ in together[1])]
@@ -157,3 +161,30 @@ def test_a_row_ends_with_the_token_that_ends_a_document(loaded):
     stop = int(list(first)[1].token_B[0])
     found = rows(sampler(run, greedy, stops=[stop]).draw(params, PROMPTS[1:2], [0]), 1)
     assert [token for token, _ in found[0]].index(stop) == len(found[0]) - 1 <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model.scan": "true", "model.depth": "4", "moe.layers": "every-2"},
+        {"model.window": "5", "model.global_every": "2", "model.softcap": "3"},
+        {"model.qk_norm": "all", "model.tied": "false", "moe.dispatch": "dense"},
+        {"router.name": "sparse_topk", "moe.dispatch": "capacity"},
+        {"moe.dense": "true"},
+        {"mesh.expert": "2", "mesh.tensor": "2", "model.kv_heads": "2"},
+        {"mesh.fsdp": "4", "mesh.expert": "2", "model.scan": "true"},
+        {"model.dtype": "bfloat16", "model.remat": "full"},
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_every_model_samples_what_it_computes(settings, tiny_text):
+    source = open_source(tiny_text(), "test[:1]")
+    run = set_up(tiny_text(**settings), source)
+    params = jax.tree.map(lambda a: a * 3, run.initial_state()["params"])
+    drawn = rows(sampler(run, Sampling(seed=1)).draw(params, PROMPTS, range(4)), 4)
+    of, bound = whole_passes(run, params), 0.05 if "model.dtype" in settings else 2e-4
+    for prompt, row in zip(PROMPTS, drawn, strict=True):
+        expected = of([*prompt, *(token for token, _ in row)][:CONTEXT])[len(prompt) - 1 :]
+        for log_probs, (token, log_prob) in zip(expected, row, strict=False):
+            assert log_prob == pytest.approx(log_probs[token], abs=bound)
