@@ -4,8 +4,9 @@ permoe eval --workdir=DIR [--step=N] [--split=SPLIT] [--config.KEY=VALUE ...]
 
 The model is the one that was trained, by the run's own saved config. Overrides may change what is
 measured (data.name, data.image_size, model.dtype, model.attention, moe.eval_capacity_factor,
-moe.dispatch and moe.dropless_*) and where (data.data_dir, eval.batch_size, mesh.*); without mesh.* the devices at
-hand are used, however many had trained it. What was changed stands in the table's title.
+moe.dispatch and moe.dropless_*) and where (data.data_dir, eval.batch_size, mesh.*); without mesh.*
+the devices at hand are used, however many had trained it. What was changed stands in the table's
+title.
 
 The newest checkpoint on the config's data.eval_split is written to DIR/eval.json and DIR/pictures.
 Any other evaluation has files of its own: DIR/eval-SPLIT-STEP.json and DIR/pictures-SPLIT-STEP
