@@ -22,7 +22,9 @@ CONFIG_HELP = "a config file, or the name of a shipped one"
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Calls `main` with the arguments and exits: 2 with a line for each thing that was wrong."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of options that we mean
+    absl = logging.getLogger("absl")
+    absl.setLevel(logging.ERROR)  # Orbax warns of options that we mean
+    absl.addFilter(lambda record: not record.exc_info)  # and logs what it raises as well
     try:
         sys.exit(main(sys.argv[1:]))
     except UsageError as error:

@@ -14,6 +14,7 @@ import eval as eval_script
 import train as train_script
 from moe import cli
 from moe.evaluate import evaluation
+from moe.tasks import TASKS
 from moe.train import trainer
 from tests.moe.conftest import TINY
 
@@ -73,6 +74,11 @@ RUN = {
 DATA = ("dataset_info.json", "features.json", "*train.array_record*", "*test.array_record*")
 
 
+def _draw_nothing(patch):
+    patch.setattr(evaluation.report, "draw_load", lambda *a: None)
+    patch.setattr(type(TASKS["images"]), "draw", lambda *a: None)
+
+
 class Begun(Exception):
     """Stands for the training that begins at a step."""
 
@@ -84,7 +90,7 @@ def total(finished_run, data_dir):
     real = evaluation.evaluate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "evaluate", lambda *a: made.append(real(*a)) or made[0])
-        patch.setattr(evaluation, "_draw", lambda *a: None)
+        _draw_nothing(patch)
         evaluation.evaluate_run(finished_run, step=None, split=None, overrides={})
     return made[0]
 
@@ -98,7 +104,7 @@ def outcome(total, data_dir, monkeypatch, capsys):
 
     monkeypatch.setattr(trainer, "loop", loop)
     monkeypatch.setattr(evaluation, "evaluate", lambda *a: total)
-    monkeypatch.setattr(evaluation, "_draw", lambda *a: None)
+    _draw_nothing(monkeypatch)
 
     def run(script, workdir, data=data_dir):
         argv = [f"--workdir={workdir}", f"--config.data.data_dir={data}"]

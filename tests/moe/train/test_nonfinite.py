@@ -28,19 +28,17 @@ BAD = 7  # the step, counted from 1, whose images are broken
 @pytest.fixture
 def broken_batch(monkeypatch):
     """Returns a list: a step in it gets a SIGTERM too."""
-    real, stops = moe.train.run.train_batches, []
+    real, stops = moe.train.run.Run.train_batches, []
 
-    def batches(source, *, start_step, **settings):
-        for step, batch in enumerate(
-            real(source, start_step=start_step, **settings), start_step + 1
-        ):
+    def batches(self, source, start_step):
+        for step, batch in enumerate(real(self, source, start_step), start_step + 1):
             if step == BAD:
                 batch = batch | {"image": np.full_like(batch["image"], np.nan)}
             if step in stops:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(moe.train.run, "train_batches", batches)
+    monkeypatch.setattr(moe.train.run.Run, "train_batches", batches)
     return stops
 
 
