@@ -211,13 +211,13 @@ def test_time_on_a_network():
 def test_roofline_by_hand():
     chip = Chip("x", "tpu", "", 1e9, 100.0, 1000.0, 500.0)
     work = [Work("a", 3, 2000.0, 100.0, ""), Work("b", 1, 0.0, 300.0, "")]
-    time = roofline(chip, work, 4.0, 1.0, dtype="bfloat16", model_flops=4500.0, batch_size=90)
+    time = roofline(chip, work, 4.0, 1.0, dtype="bfloat16", model_flops=4500.0, units=90)
     assert time.compute == 6.0 and time.memory == 6.0
     assert time.chip == 3 * 2.0 + 3.0  # a is bound by products, b by memory
     assert (time.fastest, time.slowest) == (9.0, 14.0)
-    assert time.mfu == (4.5 / 14, 4.5 / 9) and time.images == (90 / 14, 10.0)
+    assert time.mfu == (4.5 / 14, 4.5 / 9) and time.rate == (90 / 14, 10.0)
     assert time.bound == "compute"
-    slow = roofline(chip, work, 4.0, 20.0, dtype="float32", model_flops=4500.0, batch_size=90)
+    slow = roofline(chip, work, 4.0, 20.0, dtype="float32", model_flops=4500.0, units=90)
     assert slow.bound == "network" and slow.fastest == 20.0 and slow.compute == 12.0
     assert roofline(CHIPS["cpu"], work, 0, 0, dtype="float32", model_flops=1, batch_size=1) is None
 
