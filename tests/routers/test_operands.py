@@ -62,7 +62,8 @@ def test_a_second_call_compiles_nothing(name, compiler):
 
 
 def test_the_readme_example_compiles_nothing_when_run_again(compiler, capsys):
-    code, printed = re.findall(r"```(?:python)?\n(.*?)```", README.read_text(), re.S)[1:3]
+    example = re.search(r"```python\n(.*?)```\n```\n(.*?)```", README.read_text(), re.S)
+    code, printed = example.groups()
     exec(code, {})
     assert np.allclose(*(numbers(text) for text in (capsys.readouterr().out, printed)), atol=1e-6)
     compiler.clear()

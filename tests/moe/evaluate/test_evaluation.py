@@ -11,11 +11,11 @@ from flax import nnx
 import eval as eval_script
 from moe import outputs
 from moe.errors import UsageError
-from moe.evaluate import evaluation
 from moe.evaluate.evaluation import evaluate_run
 from moe.models.vit import Output
 from moe.store.records import read
 from moe.tasks import TASKS
+from moe.tasks.images import Images
 from moe.train.measure import evaluate, routing_table
 from moe.train.step import make_eval_step
 from moe.train.trainer import train
@@ -44,7 +44,7 @@ def test_repeats_the_numbers_of_training(run_copy, capsys):
     saved = json.loads((run_copy / "eval.json").read_text())
     assert saved["accuracy"] == result["accuracy"] and saved["layers"]["1"] == result["layers"][1]
     screen = capsys.readouterr().out
-    for word in ("top5 accuracy", "calibration error", "examples per second", "dead experts"):
+    for word in ("top5 accuracy", "calibration error", "images per second", "dead experts"):
         assert word in screen
     for picture in ("load.png", "patches.png"):
         assert (run_copy / "pictures" / picture).read_bytes().startswith(b"\x89PNG")
@@ -124,7 +124,7 @@ def test_a_run_whose_config_file_registers_a_router(run_copy, tmp_path, monkeypa
     (run_copy / "config.json").write_text(json.dumps(saved))
     with pytest.raises(UsageError, match=r"config.json.* router 'own' is none of .*--config=FILE"):
         evaluated(run_copy)
-    monkeypatch.setattr(evaluation, "_draw", lambda *_: None)
+    monkeypatch.setattr(Images, "draw", lambda *_: None)
     try:
         eval_script.main([f"--workdir={run_copy}", f"--config={file}"])
     finally:

@@ -15,7 +15,7 @@ from moe.tasks.images import Images
 from moe.train.origins import start_from_checkpoint
 from moe.train.run import set_up
 from tests.moe import launch
-from tests.moe.test_configs import CONFIGS, SHRUNK, source
+from tests.moe.test_configs import IMAGES, SHRUNK, source
 
 SMALL = {key: value for key, value in SHRUNK.items() if not key.startswith(("mesh.", "eval."))}
 POD = range(128)  # as many devices as the largest config's mesh is made for
@@ -40,7 +40,7 @@ def use_devices(count, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 6, 8])
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", IMAGES, ids=lambda file: file.stem)
 def test_a_pods_config_fits_the_devices_at_hand(file, count, monkeypatch):
     use_devices(count, monkeypatch)
     saved = pod_config(file)
@@ -77,7 +77,7 @@ def write_run(config, workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", IMAGES, ids=lambda file: file.stem)
 def test_a_pods_checkpoint_evaluates_the_same_on_one_device_and_on_eight(
     file, tmp_path, monkeypatch
 ):

@@ -219,7 +219,7 @@ def test_roofline_by_hand():
     assert time.bound == "compute"
     slow = roofline(chip, work, 4.0, 20.0, dtype="float32", model_flops=4500.0, units=90)
     assert slow.bound == "network" and slow.fastest == 20.0 and slow.compute == 12.0
-    assert roofline(CHIPS["cpu"], work, 0, 0, dtype="float32", model_flops=1, batch_size=1) is None
+    assert roofline(CHIPS["cpu"], work, 0, 0, dtype="float32", model_flops=1, units=1) is None
 
 
 def test_chips_are_plausible():

@@ -98,7 +98,7 @@ def test_a_finished_run_says_so_and_becomes_longer(finished_run, tiny, tmp_path,
     last = launch.rows(workdir)[-1]
     assert train(tiny(), workdir)["eval/accuracy"] == last["eval/accuracy"]
     screen = capsys.readouterr().out
-    assert f"{workdir} is complete: 24 steps, accuracy {last['eval/accuracy']:.2%}" in screen
+    assert f"{workdir} is complete: 24 steps, loss {last['eval/loss']:.4f}" in screen
     assert "--extend" in screen
     with pytest.raises(UsageError, match="of 24 steps: add --extend to train it on to step 26"):
         train(tiny(num_steps="26"), workdir)

@@ -16,6 +16,7 @@ import time
 import pytest
 
 from moe.store.checkpoint import Checkpoints
+from moe.tasks import TASKS
 from tests.moe import launch
 
 SEED = int(os.environ.get("KILLS_SEED", "0"))
@@ -127,7 +128,8 @@ def assert_same(workdir, unbroken) -> None:
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
         assert array.tobytes() == theirs[name].tobytes(), name
-    best = [Checkpoints(d / "checkpoints", read_only=True).best() for d in (workdir, unbroken)]
+    options = {"read_only": True, "best": TASKS["images"].best}
+    best = [Checkpoints(d / "checkpoints", **options).best() for d in (workdir, unbroken)]
     assert best[0] == best[1]
 
 

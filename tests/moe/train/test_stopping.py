@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from moe.store.checkpoint import Checkpoints
+from moe.tasks import TASKS
 from moe.train.run import Run
 from moe.train.stopping import STOPS, Signals
 from moe.train.trainer import train
@@ -55,7 +56,8 @@ def assert_same(workdir, unbroken):
     for name, array in ours.items():
         assert array.tobytes() == theirs[name].tobytes(), name
     for directory in (workdir, unbroken):
-        kept = Checkpoints(directory / "checkpoints", read_only=True)
+        best = TASKS["images"].best
+        kept = Checkpoints(directory / "checkpoints", read_only=True, best=best)
         assert kept.best() == max(r.get("eval/accuracy", 0) for r in launch.rows(directory))
 
 
