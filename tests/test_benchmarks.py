@@ -57,6 +57,7 @@ def test_an_unknown_section_is_an_error(tmp_path, capsys):
     assert "topk" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_dropless_layers_are_checked_against_the_dense_dispatch():
     rows = moe_layer._compare(moe_layer.Problem(2, 8, 8, 16, 4, "float32"), 0.01)
     assert {row["status"] for row in rows} == {"ok"}

@@ -44,7 +44,7 @@ def test_repeats_the_numbers_of_training(run_copy, capsys):
     saved = json.loads((run_copy / "eval.json").read_text())
     assert saved["accuracy"] == result["accuracy"] and saved["layers"]["1"] == result["layers"][1]
     screen = capsys.readouterr().out
-    for word in ("top5 accuracy", "calibration error", "images per second", "dead experts"):
+    for word in ("top5 accuracy", "calibration error", "images per second", "margin"):
         assert word in screen
     for picture in ("load.png", "patches.png"):
         assert (run_copy / "pictures" / picture).read_bytes().startswith(b"\x89PNG")

@@ -90,6 +90,7 @@ def test_a_pods_checkpoint_evaluates_the_same_on_one_device_and_on_eight(
     assert alone["loss"] == pytest.approx(eight["loss"], rel=1e-2)  # bfloat16 in some
 
 
+@pytest.mark.slow
 def test_a_pods_checkpoint_evaluates_on_a_laptop(tmp_path, tiny):
     """In a process of its own, which has one device."""
     config = tiny(mesh__data="4", mesh__expert="2")
@@ -99,6 +100,7 @@ def test_a_pods_checkpoint_evaluates_on_a_laptop(tmp_path, tiny):
     assert f"{tmp_path}, step 0: digits test, 359 examples\n" in screen
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_pods_checkpoint(tmp_path, monkeypatch):
     """init.workdir: the other run's mesh asks for 128 devices, and here is one."""
     use_devices(1, monkeypatch)

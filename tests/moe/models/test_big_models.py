@@ -19,6 +19,7 @@ def test_micro_batches_take_whole_groups_of_every_device(sizes, tiny):
     np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_step_works_in_the_buffers_of_its_state(tiny):
     config = tiny(**SIZES, **meshed(1, 2, 4))
     run = set_up(config, open_source(config, "train"))

@@ -49,6 +49,7 @@ def test_digits_on_eight_cpus(data_dir, tmp_path, capsys):
     assert f"{numbers['parameters']['total']:,}" in out
 
 
+@pytest.mark.slow
 def test_gpus_get_what_can_be_known(tmp_path, capsys):
     """Two hosts of four: what crosses hosts goes by the network, the rest by NVLink."""
     argv = [DIGITS, "--topology=h100:2x4", *SMALL, "--config.mesh.expert=4"]

@@ -106,6 +106,7 @@ def test_what_is_not_finite_is_not_saved(tiny, tmp_path):
         check(3, state, checkpoints)
 
 
+@pytest.mark.slow
 def test_a_last_evaluation_that_is_not_finite(tiny, tmp_path, monkeypatch):
     def batches(self, source):
         for batch in real(self, source):

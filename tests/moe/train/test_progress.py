@@ -24,6 +24,7 @@ def clock(monkeypatch):
     return clock
 
 
+@pytest.mark.slow
 def test_pauses_are_left_out_at_any_cadence(clock, tiny, tmp_path, monkeypatch):
     """A step takes a second, a batch of an evaluation 50, a checkpoint 100."""
 

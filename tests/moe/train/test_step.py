@@ -196,6 +196,7 @@ OPTIMIZERS_THAT_FAIL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", OPTIMIZERS_THAT_FAIL)
 def test_an_update_that_is_not_finite_is_refused_where_the_gradient_is_finite(failure, tiny):
     config = tiny(nonfinite="skip", optimizer__ema_decay="0.9", model__depth="1", moe__layers="0")
