@@ -20,7 +20,7 @@ from moe.config import default
 def get_config() -> ConfigDict:
     config = default("text")
     config.num_steps = 1500
-    config.batch_size = 16  # 4,096 bytes a step: 0.57 of an epoch in all
+    config.batch_size = 16  # 4,096 bytes a step: 0.6 of an epoch in all
     config.data.update({"name": "stdlib", "seq_len": 256})
     config.model.update({"width": 128, "depth": 4, "mlp_dim": 384, "num_heads": 2})
     config.moe.update({"layers": "from-1", "num_experts": 8, "expert_dim": 128})
