@@ -160,7 +160,7 @@ def test_what_does_not_fit_a_text(overrides, message):
 
 
 def test_a_dense_model_may_have_any_router(tiny_text):
-    tiny_text(router__name="soft_moe", moe__dense="true")
+    assert tiny_text(router__name="soft_moe", moe__dense="true").moe.dense
 
 
 def test_another_tokenizer_is_refused(tiny_text):
