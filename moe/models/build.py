@@ -22,7 +22,7 @@ def feed_forward(
       width, mlp_dim: D and F; the latter also of the experts where they have no width of their own.
       dense_dim: F of the MLP that stands for a layer of experts under `moe.dense`.
     """
-    moe, name = config.moe, config.router.name
+    moe = config.moe
     dtype = jnp.dtype(config.model.dtype)
 
     def build(number: int, tokens: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -34,21 +34,22 @@ def feed_forward(
             width,
             moe.expert_dim or mlp_dim,
             tokens,
-            router=ROUTERS[name],
-            settings=config.router[name].to_dict(),
-            num_experts=moe.num_experts,
             group_size=moe.group_size,
-            capacity_factor=moe.capacity_factor,
-            eval_capacity_factor=moe.eval_capacity_factor,
-            dispatch=moe.dispatch,
-            dropless_bound=moe.dropless_bound,
-            dropless_receive=moe.dropless_receive,
-            dropout=moe.dropout,
+            **expert_settings(config),
             dtype=dtype,
             rngs=rngs,
         )
 
     return build
+
+
+def expert_settings(config: ConfigDict) -> dict:
+    """Returns the arguments of `moe.nn.layer.MoE` that a config has, whatever the model."""
+    names = ("num_experts", "capacity_factor", "eval_capacity_factor", "dispatch")
+    names += ("dropless_bound", "dropless_receive", "dropout")
+    name = config.router.name
+    own = {"router": ROUTERS[name], "settings": config.router[name].to_dict()}
+    return own | {key: config.moe[key] for key in names}
 
 
 def moe_layers(spec: str, depth: int) -> frozenset[int]:

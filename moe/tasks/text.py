@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from moe.data.text import Mixture, TextSource, eval_batches, open_text, train_batches
 from moe.errors import UsageError, raise_all
-from moe.models.build import moe_layers
+from moe.models.build import expert_settings, moe_layers
 from moe.models.decoder import Decoder, build_decoder
 from moe.nn.attention import BACKENDS
 from moe.nn.cross_entropy import cross_entropy
@@ -136,17 +136,9 @@ class Text(Task):
         return eval_batches(source, batch_size=size, seq_len=length, rows=rows)
 
     def build(self, config: ConfigDict, rngs: nnx.Rngs) -> Decoder:
-        model, moe, router = config.model, config.moe, config.router.name
+        model, moe = config.model, config.moe
         names = ("kv_heads", "head_dim", "window", "global_every", "qk_norm", "attention_softcap")
         names += ("attention", "dropout", "scan", "remat", "rope_base", "tied", "softcap")
-        experts = {
-            "router": ROUTERS[router],
-            "settings": config.router[router].to_dict(),
-            "dropout": moe.dropout,
-        }
-        names_of_moe = ("num_experts", "capacity_factor", "eval_capacity_factor", "dispatch")
-        names_of_moe += ("dropless_bound", "dropless_receive")
-        experts |= {name: moe[name] for name in names_of_moe}
         return build_decoder(
             vocab=config.data.vocabulary,
             width=model.width,
@@ -155,7 +147,7 @@ class Text(Task):
             mlp_dim=model.mlp_dim,
             tokens=config.data.seq_len,
             expert_layers=moe_layers(moe.layers, model.depth),
-            experts=None if moe.dense else experts,
+            experts=None if moe.dense else expert_settings(config),
             expert_dim=moe.expert_dim,
             dense_dim=dense_width(config, model.mlp_dim),
             shared_experts=moe.shared_experts,
