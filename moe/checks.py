@@ -17,8 +17,12 @@ def check(config: ConfigDict) -> None:
     """
     check_ranges(config)
     task = task_of(config)
-    checks = (warmup_steps, task.check, _check_layers, _check_k, _check_batches, _check_mesh)
+    checks = (_check_warmup, task.check, _check_layers, _check_k, _check_batches, _check_mesh)
     check_all(lambda check=check: check(config) for check in checks)
+
+
+def _check_warmup(config: ConfigDict) -> None:
+    warmup_steps(config.optimizer, config.num_steps)
 
 
 def _check_layers(config: ConfigDict) -> None:

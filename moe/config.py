@@ -149,7 +149,8 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     A warm-up is the same whether its length was said in steps or as a share.
     """
     a, b = (
-        used(config) | {"optimizer.warmup_steps": warmup_steps(config)} for config in (old, new)
+        used(config) | {"optimizer.warmup_steps": warmup_steps(config.optimizer, config.num_steps)}
+        for config in (old, new)
     )
     return [
         f"{key}={a.get(key, 'absent')!r}, now {b.get(key, 'absent')!r}"

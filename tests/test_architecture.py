@@ -13,10 +13,10 @@ FORBIDDEN = {
     "moe": {"configs"} | SCRIPTS,
 }
 # The rooms of `moe`: each imports from those before it. Beside them stand files that import none
-# (errors, outputs, ranges, seeds, screen, plugins, config_files), and config, checks and cli, which
-# read all rooms.
+# (errors, extras, outputs, ranges, seeds, screen, plugins, config_files), and config, checks and
+# cli, which read all of them.
 ROOMS = ["hosts", "nn", "models", "data", "tasks", "store", "train", "evaluate", "plan", "commands"]
-HEAVY = {"tensorflow", "torch"}  # neither is a dependency; one script prepares data with the first
+HEAVY = {"tensorflow", "torch"}  # neither is a dependency; TFDS loads the first to prepare a set
 
 
 def imported(file: pathlib.Path):
@@ -30,8 +30,7 @@ def imported(file: pathlib.Path):
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_imports_point_downwards(package):
     for file in (ROOT / package).rglob("*.py"):
-        heavy = set() if file.name == "prepare.py" else HEAVY
-        assert not set(imported(file)) & (FORBIDDEN[package] | heavy), file
+        assert not set(imported(file)) & (FORBIDDEN[package] | HEAVY), file
 
 
 def test_every_package_is_installed():
@@ -64,6 +63,22 @@ def test_rooms_import_from_those_before_them(room):
 def test_every_room_has_its_place():
     rooms = {init.parent.name for init in (ROOT / "moe").glob("*/__init__.py")}
     assert rooms == set(ROOMS)
+
+
+# Who reads a config as a whole: the tasks' seam, what makes and stores runs, and what plans them.
+# All else is handed the section, or the values, that it needs.
+READERS = {"checks", "cli", "config", "tasks", "store.workdir", "plan"}
+READERS |= {"train.run", "train.trainer", "train.agreement", "evaluate.evaluation"}
+READERS |= {"evaluate.comparison"}
+
+
+def test_the_config_is_handed_on_by_section():
+    """A parameter named `config` is the whole; a section has the section's name."""
+    for file in (ROOT / "moe").rglob("*.py"):
+        name = ".".join(file.relative_to(ROOT / "moe").with_suffix("").parts)
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.arg) and node.arg == "config":
+                assert {name, name.split(".")[0]} & READERS, f"{file}:{node.lineno}"
 
 
 def test_no_file_imports_itself_through_others():

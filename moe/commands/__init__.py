@@ -6,10 +6,12 @@ that is missing, is said at once.
 
 import importlib
 import importlib.metadata
-import importlib.util
 import signal
 import sys
 from collections.abc import Sequence
+
+from moe.errors import UsageError
+from moe.extras import need
 
 # A new program: a file of this folder with `main(argv)`, and a line here.
 COMMANDS = {
@@ -19,23 +21,6 @@ COMMANDS = {
     "compare": "train several routers and seeds: a table, CSV, a plot",
     "plan": "say whether a run fits hardware that is not at hand, and how fast it is",
 }
-# What `permoe[train]` installs, by the names that are imported.
-NEEDED = (
-    "absl",
-    "array_record",
-    "grain",
-    "importlib_resources",
-    "matplotlib",
-    "ml_collections",
-    "optax",
-    "orbax.checkpoint",
-    "PIL",
-    "rich",
-    "sklearn",
-    "tensorboardX",
-    "tensorflow_datasets",
-    "tensorstore",
-)
 
 
 def main() -> None:
@@ -55,11 +40,10 @@ def start(name: str, arguments: Sequence[str]) -> None:
     """Runs a program as a shell does and exits: 2 with one line where it was asked wrongly."""
     # Until there is something to save, Ctrl-C ends without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if missing := [module for module in NEEDED if not _is_there(module)]:
-        _end(
-            f"permoe {name} needs {missing[0]!r}, which is not installed: "
-            "type pip install 'permoe[train]'"
-        )
+    try:
+        need(f"permoe {name}")
+    except UsageError as error:
+        _end(str(error))
     sys.argv = [f"permoe {name}", *arguments]  # the name that --help shows
     from moe import cli
 
@@ -69,13 +53,6 @@ def start(name: str, arguments: Sequence[str]) -> None:
 def call(name: str, argv: Sequence[str]) -> None:
     """Runs a program inside this process; what it raises passes."""
     importlib.import_module(f"moe.commands.{name}").main(argv)
-
-
-def _is_there(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it is in
-        return False
 
 
 def _help() -> str:

@@ -1,90 +1,41 @@
-"""Prepares a data set: files of one's own, or a stock TFDS set, the one step that needs TensorFlow.
+"""Prepares a data set: files of one's own, or a stock TFDS set.
 
     python -m moe.data.prepare text --files='DIR/**/*.txt' --out=DIR
     python -m moe.data.prepare images --folder=DIR --name=NAME
     python -m moe.data.prepare cifar100 --data_dir=DIR
 
-A stock set is downloaded and converted; all of permoe then reads DIR without TensorFlow.
+Each says more by --help after its name.
 """
 
-import argparse
-import importlib.util
+import importlib
 import sys
+from collections.abc import Sequence
 
-import tensorflow_datasets as tfds
-
-from moe.data import digits
-from moe.data.damage import prepare_command, reason_of
-from moe.data.images import prepare as images
-from moe.data.prepared import resolve_data_dir
-from moe.data.text import prepare as text
 from moe.errors import UsageError
+from moe.extras import need
 
-# What makes a set of one's own files: takes the arguments after its name, returns the folder.
-OWN = {"images": images.main, "text": text.main}
-
-
-def prepare(name: str, data_dir: str | None = None) -> str:
-    """Downloads and converts a data set; does nothing if it is there already.
-
-    Args:
-        name: "cifar100", "name/config" or "name:version".
-        data_dir: where to write; None means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-
-    Returns:
-        The folder of the prepared set.
-
-    Raises:
-        UsageError: TensorFlow is missing, TFDS knows no such set, or it lies there in another form.
-    """
-    data_dir = resolve_data_dir(data_dir)
-    if name in digits.NAMES:
-        return digits.prepare(data_dir)
-    if importlib.util.find_spec("tensorflow") is None:
-        raise UsageError(
-            f"preparing '{name}' needs TensorFlow, which is not installed: type "
-            f"`{prepare_command(name, data_dir)}`"
-        )
-    try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.DatasetNotFoundError as error:
-        raise UsageError(
-            f"TFDS knows no data set '{name}': expected a name of "
-            "https://www.tensorflow.org/datasets/catalog/overview"
-        ) from error
-    except Exception as error:  # whatever TFDS finds wrong with what lies there
-        raise UsageError(
-            f"cannot prepare '{name}' in {data_dir} as array_record ({reason_of(error)}): if it "
-            "lies there damaged, delete it; if in another form, pass another folder as --data_dir"
-        ) from error
-    try:
-        builder.download_and_prepare()
-    except OSError as error:
-        raise UsageError(
-            f"cannot prepare '{name}' in {data_dir} ({reason_of(error)}): pass a folder that can "
-            "be written as --data_dir, and look whether its disk is full and the net can be reached"
-        ) from error
-    return str(builder.data_path)
+# What makes a set of one's own files; any other name is of a stock set.
+OWN = {"images": "moe.data.images.prepare", "text": "moe.data.text.prepare"}
+STOCK = "moe.data.images.stock"
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; prints the folder of the set, or one line of what is wrong."""
     argv = sys.argv[1:] if argv is None else argv
+    if "".join(argv[:1]) in ("-h", "--help"):
+        print(__doc__)
+        return 0
     try:
-        print(OWN[argv[0]](argv[1:]) if argv and argv[0] in OWN else _stock(argv))
+        if not argv:
+            raise UsageError("say what to prepare: text, images, or a TFDS name; --help shows how")
+        need("python -m moe.data.prepare")
+        own = argv[0] in OWN
+        preparation = importlib.import_module(OWN[argv[0]] if own else STOCK)
+        print(preparation.main(argv[1:] if own else argv))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _stock(argv: list[str]) -> str:
-    parser = argparse.ArgumentParser(prog="python -m moe.data.prepare", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("name", help="a TFDS name (cifar100, name/config, name:version)")
-    parser.add_argument("--data_dir", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
-    options = parser.parse_args(argv)
-    return prepare(options.name, options.data_dir)
 
 
 if __name__ == "__main__":

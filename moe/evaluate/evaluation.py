@@ -66,7 +66,8 @@ def evaluate_run(
     files = name_files(workdir, suffix, changed, run.task.pictures)
     together(lambda: [outputs.check(f) for f in (files.result, files.load, *files.pictures)])
 
-    total = evaluate(run.eval_step(), params, run.eval_batches(source), run.put)
+    eval_step = run.jit(run.eval_step, out_shardings=run.replicated)
+    total = evaluate(eval_step, params, run.eval_batches(source), run.put)
     values = run.task.scalars(total)
     if total["timed"]:
         values[f"{run.task.unit}s_per_second"] = float(total["timed"] / total["seconds"])

@@ -14,16 +14,22 @@ from routers import ROUTERS
 
 
 def feed_forward(
-    config: ConfigDict, width: int, mlp_dim: int, dense_dim: int, layers: frozenset[int]
+    moe: ConfigDict,
+    router: ConfigDict,
+    layers: frozenset[int],
+    width: int,
+    mlp_dim: int,
+    dense_dim: int,
+    dtype=jnp.float32,
 ) -> Callable[[int, int, nnx.Rngs], nnx.Module]:
     """Returns (block number, tokens T, rngs) -> the block's MLP, or its experts if in `layers`.
 
     Args:
+      moe, router: these sections of a config.
+      layers: numbers of the blocks with experts.
       width, mlp_dim: D and F; the latter also of the experts where they have no width of their own.
       dense_dim: F of the MLP that stands for a layer of experts under `moe.dense`.
     """
-    moe = config.moe
-    dtype = jnp.dtype(config.model.dtype)
 
     def build(number: int, tokens: int, rngs: nnx.Rngs) -> nnx.Module:
         if number not in layers:
@@ -35,7 +41,7 @@ def feed_forward(
             moe.expert_dim or mlp_dim,
             tokens,
             group_size=moe.group_size,
-            **expert_settings(config),
+            **expert_settings(moe, router),
             dtype=dtype,
             rngs=rngs,
         )
@@ -43,13 +49,12 @@ def feed_forward(
     return build
 
 
-def expert_settings(config: ConfigDict) -> dict:
+def expert_settings(moe: ConfigDict, router: ConfigDict) -> dict:
     """Returns the arguments of `moe.nn.layer.MoE` that a config has, whatever the model."""
     names = ("num_experts", "capacity_factor", "eval_capacity_factor", "dispatch")
     names += ("dropless_bound", "dropless_receive", "dropout")
-    name = config.router.name
-    own = {"router": ROUTERS[name], "settings": config.router[name].to_dict()}
-    return own | {key: config.moe[key] for key in names}
+    own = {"router": ROUTERS[router.name], "settings": router[router.name].to_dict()}
+    return own | {key: moe[key] for key in names}
 
 
 def moe_layers(spec: str, depth: int) -> frozenset[int]:

@@ -99,17 +99,18 @@ def check_config(config: ConfigDict, workdir: pathlib.Path, extend: bool = False
         )
 
 
-def check_space(config: ConfigDict, workdir: pathlib.Path, state) -> None:
+def check_space(workdir: pathlib.Path, keep: int, state) -> None:
     """Checks that the disk holds the checkpoints that are kept, and one more while it is written.
 
     Args:
+      keep: `checkpoint.keep`.
       state: what a checkpoint has, as shapes.
 
     Raises:
       UsageError: there is less room than that.
     """
     size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
-    kept = config.checkpoint.keep + 2  # the newest, the best, and the one being written
+    kept = keep + 2  # the newest, the best, and the one being written
     saved = len(saved_steps(workdir))
     needed = size * max(1, kept - saved)
     place = workdir.absolute()
@@ -120,7 +121,7 @@ def check_space(config: ConfigDict, workdir: pathlib.Path, state) -> None:
         raise UsageError(
             f"--workdir={workdir} has {free / 1e9:.3g} GB of free space, and checkpoints of "
             f"{size / 1e9:.3g} GB each need {needed / 1e9:.3g} GB there: free some, choose another "
-            f"disk, or keep fewer with --config.checkpoint.keep (now {config.checkpoint.keep})"
+            f"disk, or keep fewer with --config.checkpoint.keep (now {keep})"
         )
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from moe.data import Augment, ImageSource, eval_batches, open_split, train_batches
-from moe.data.transforms import fit, to_float
+from moe.data.images import Augment, ImageSource, eval_batches, open_split, train_batches
+from moe.data.images.transforms import fit, to_float
 from moe.errors import check_all, raise_all
 from moe.models.build import feed_forward, moe_layers
 from moe.models.vit import POOLS, POSITIONS, SIZES, VisionTransformer
@@ -121,7 +121,8 @@ class Images(Task):
         width, depth, mlp_dim, heads = model_sizes(config)
         layers = moe_layers(config.moe.layers, depth)
         dtype = jnp.dtype(model.dtype)
-        mlp = feed_forward(config, width, mlp_dim, dense_width(config, mlp_dim), layers)
+        dense = dense_width(config, mlp_dim)
+        mlp = feed_forward(config.moe, config.router, layers, width, mlp_dim, dense, dtype)
 
         def block(number: int, tokens: int, rngs: nnx.Rngs) -> Block:
             inner = mlp(number, tokens, rngs)

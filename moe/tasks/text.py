@@ -147,7 +147,7 @@ class Text(Task):
             mlp_dim=model.mlp_dim,
             tokens=config.data.seq_len,
             expert_layers=moe_layers(moe.layers, model.depth),
-            experts=None if moe.dense else expert_settings(config),
+            experts=None if moe.dense else expert_settings(moe, config.router),
             expert_dim=moe.expert_dim,
             dense_dim=dense_width(config, model.mlp_dim),
             shared_experts=moe.shared_experts,

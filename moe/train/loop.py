@@ -18,7 +18,7 @@ from moe.train import nonfinite
 from moe.train.measure import evaluate, evaluation_scalars, training_scalars
 from moe.train.progress import Progress
 from moe.train.run import Run
-from moe.train.step import State, make_eval_step
+from moe.train.step import State
 from moe.train.stopping import Signals, Votes, with_vote
 
 Scalars = dict[str, float]
@@ -96,8 +96,7 @@ class Looks:
         self._run, self._checkpoints, self._records = run, checkpoints, records
         self._progress, self._votes, self._source = progress, votes, eval_source
         self._best = checkpoints.best()
-        eval_step = with_vote(make_eval_step(run.config, run.graphdef))
-        self._eval_step = run.jit(eval_step, out_shardings=run.replicated)
+        self._eval_step = run.jit(with_vote(run.eval_step), out_shardings=run.replicated)
         self._check_finite = nonfinite.state_check(run)
 
     def due(self, step: int, section) -> bool:

@@ -15,7 +15,7 @@ from moe.hosts.distributed import AgreedError
 from moe.store.checkpoint import Checkpoints, named
 from moe.tasks.task import Source
 from moe.train.run import Run
-from moe.train.step import State, make_gradient, step_key
+from moe.train.step import State, step_key
 
 SHOWN = 4  # names
 
@@ -71,10 +71,10 @@ def state_check(run: Run) -> Callable[[int, State, Checkpoints], None]:
 
 def _causes(run: Run) -> Callable:
     """Returns a function: state, batch -> whether each gradient is finite, and each new array."""
-    gradient = make_gradient(run.config, run.graphdef)
+    gradient = run.gradient
 
     def find(state, batch):
-        grads, _ = gradient(state["params"], batch, step_key(run.config, state["step"]))
+        grads, _ = gradient(state["params"], batch, step_key(run.config.seed, state["step"]))
         updates, opt_state = run.optimizer.update(grads, state["opt_state"], state["params"])
         new = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
         return tuple(jax.tree.map(lambda a: jnp.isfinite(a).all(), tree) for tree in (grads, new))

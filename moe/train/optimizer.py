@@ -1,4 +1,4 @@
-"""The optax chain and the learning-rate schedule of a config."""
+"""Makes the optax chain and the learning-rate schedule of a config's `optimizer` section."""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,12 @@ from moe.errors import UsageError
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
 
 
-def warmup_steps(config: ConfigDict) -> int:
-    """Returns the length of the warm-up: as it was set, or a share of the run.
+def warmup_steps(section: ConfigDict, steps: int) -> int:
+    """Returns the length of the warm-up of a run of `steps`: as it was set, or a share of them.
 
     Raises:
       UsageError: it was set to no fewer steps than the run has.
     """
-    section, steps = config.optimizer, config.num_steps
     if section.warmup_steps >= steps:
         raise UsageError(
             f"config.optimizer.warmup_steps={section.warmup_steps} must be below "
@@ -27,10 +26,9 @@ def warmup_steps(config: ConfigDict) -> int:
     return share if section.warmup_steps == -1 else section.warmup_steps
 
 
-def build_schedule(config: ConfigDict) -> optax.Schedule:
+def build_schedule(section: ConfigDict, steps: int) -> optax.Schedule:
     """Returns a linear warmup, then cosine or linear decay to 0, 1/sqrt(step) or the peak."""
-    section = config.optimizer
-    peak, warmup, steps = section.learning_rate, warmup_steps(config), config.num_steps
+    peak, warmup = section.learning_rate, warmup_steps(section, steps)
     after = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, steps - warmup),
         "linear": lambda: optax.linear_schedule(peak, 0.0, steps - warmup),
@@ -43,17 +41,20 @@ def build_schedule(config: ConfigDict) -> optax.Schedule:
     return optax.join_schedules([ramp, after], [warmup]) if warmup else after
 
 
-def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def build_optimizer(section: ConfigDict, steps: int) -> optax.GradientTransformation:
     """Returns global-norm clipping, the optimizer's direction, weight decay and the learning rate.
 
     Weight decay has one meaning for all of them, AdamW's (Loshchilov and Hutter 2019): a matrix W
     becomes (1 - learning_rate * weight_decay) W minus learning_rate times the direction.
+
+    Args:
+      section: `optimizer` of a config.
+      steps: of the run, for the schedule.
     """
-    section = config.optimizer
     parts = [
         DIRECTIONS[section.name](section),
         optax.add_decayed_weights(section.weight_decay, decayed),
-        optax.scale_by_learning_rate(build_schedule(config)),
+        optax.scale_by_learning_rate(build_schedule(section, steps)),
     ]
     if section.grad_clip > 0:
         return optax.chain(optax.clip_by_global_norm(section.grad_clip), optax.chain(*parts))

@@ -1,6 +1,7 @@
 """What a run is made of: data, model and functions, set up from a config before anything starts."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,13 @@ from moe.hosts import mesh as meshes
 from moe.tasks import Task, task_of
 from moe.tasks.task import Batch, Source
 from moe.train.optimizer import build_optimizer, optimizer_shardings
-from moe.train.step import State, initial_state, make_eval_step, make_train_step
+from moe.train.step import (
+    State,
+    initial_state,
+    make_eval_step,
+    make_gradient,
+    make_train_step,
+)
 
 
 @dataclasses.dataclass
@@ -27,7 +34,7 @@ class Run:
     """Holds the parts of a run; no array of the model exists yet.
 
     `config` has the sizes that come from the data filled in, `params` is the parameters' pure
-    dictionary as shapes with shardings.
+    dictionary as shapes with shardings. What the parts need of the config they get from here.
     """
 
     config: ConfigDict
@@ -47,14 +54,25 @@ class Run:
         return self.config.batch_size * self.task.units(self.config)
 
     @property
+    def gradient(self) -> Callable:
+        """Returns (params, batch, key) -> (gradient, sums), see `step`."""
+        parts, group_size = self.config.optimizer.accumulate, self.config.moe.group_size
+        return make_gradient(self._sums, self.graphdef, parts, group_size)
+
+    @property
     def train_step(self) -> Callable:
         """Returns (state, batch) -> (state, sums), see `step`; to be compiled by `jit`."""
-        return make_train_step(self.config, self.graphdef, self.optimizer)
+        skip, decay = self.config.nonfinite == "skip", self.config.optimizer.ema_decay
+        return make_train_step(self.gradient, self.optimizer, self.config.seed, skip, decay)
 
+    @property
     def eval_step(self) -> Callable:
-        """Returns params, batch -> sums, with the sums on every device."""
-        step = make_eval_step(self.config, self.graphdef)
-        return self.jit(step, out_shardings=self.replicated)
+        """Returns (params, batch) -> sums, see `step`; to be compiled by `jit`."""
+        return make_eval_step(self._sums, self.graphdef)
+
+    @property
+    def _sums(self) -> Callable:
+        return functools.partial(self.task.sums, self.config)
 
     def jit(self, f: Callable, **options) -> Callable:
         """Returns `jax.jit` of f, with the run's mesh in context whenever it traces."""
@@ -78,15 +96,13 @@ class Run:
             rngs = nnx.Rngs(seeds.key(self.config.seed, "parameters"))
             model = self.task.build(self.config, rngs)
             params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-            return initial_state(self.config, params, self.optimizer)
+            return self._initial_state(params)
 
         return self.jit(init, out_shardings=shardings)()
 
     def abstract_state(self) -> State:
         """Returns the state's shapes and shardings."""
-        state = jax.eval_shape(
-            lambda params: initial_state(self.config, params, self.optimizer), self.params
-        )
+        state = jax.eval_shape(self._initial_state, self.params)
         own = jax.tree.map(lambda a: a.sharding, self.params)
         known = {"params": own, "ema": own}
         known["opt_state"] = optimizer_shardings(self.optimizer, state["opt_state"], self.params)
@@ -98,6 +114,9 @@ class Run:
             )
 
         return {key: place(key, tree) for key, tree in state.items()}
+
+    def _initial_state(self, params) -> State:
+        return initial_state(params, self.optimizer, average=self.config.optimizer.ema_decay > 0)
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns a training batch's shapes and shardings."""
@@ -169,7 +188,8 @@ def set_up(
         nnx.to_pure_dict(state),
         meshes.parameter_shardings(mesh, state),
     )
-    return Run(config, graphdef, params, build_optimizer(config), mesh)
+    optimizer = build_optimizer(config.optimizer, config.num_steps)
+    return Run(config, graphdef, params, optimizer, mesh)
 
 
 def _misfits(config: ConfigDict, mesh: Mesh) -> Iterator[str]:

@@ -8,49 +8,46 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from ml_collections import ConfigDict
 
 from moe import seeds
-from moe.errors import UsageError
-from moe.tasks import task_of
 from moe.tasks.task import Reports
 
-State = dict[str, Any]  # step, params, opt_state, and ema where the config asks for it
+State = dict[str, Any]  # step, params, opt_state, and ema where an average is kept
 
 
-def initial_state(config: ConfigDict, params, optimizer: optax.GradientTransformation) -> State:
-    """Returns the state before the first step."""
+def initial_state(params, optimizer: optax.GradientTransformation, average: bool) -> State:
+    """Returns the state before the first step, with an `average` of the parameters or without."""
     step = jnp.zeros((), jnp.int32)
     state = {"step": step, "params": params, "opt_state": optimizer.init(params)}
-    if config.optimizer.ema_decay:
+    if average:
         state["ema"] = jax.tree.map(jnp.copy, params)
     return state
 
 
-def make_gradient(config: ConfigDict, graphdef) -> Callable:
+def make_gradient(task_sums: Callable, graphdef, parts: int = 1, group_size: int = 1) -> Callable:
     """Returns a function: params, batch, key -> the gradient of the mean loss, and sums.
 
     The loss is sum("loss") / sum("weight") of the task over the whole global batch, also of
-    `optimizer.accumulate` micro-batches of unequal weight; so is a task's "penalty". An auxiliary
-    loss of the batch's statistics (load balance, importance, load) is not linear in them: it is
-    then the mean of the micro-batches' own losses, each over its own tokens and by its own weight.
-    Noise and dropout have a key of their own in each micro-batch.
+    micro-batches of unequal weight; so is a task's "penalty". An auxiliary loss of the batch's
+    statistics (load balance, importance, load) is not linear in them: it is then the mean of the
+    micro-batches' own losses, each over its own tokens and by its own weight. Noise and dropout
+    have a key of their own in each micro-batch.
+
+    Args:
+      task_sums: the task's `sums` of a model and a batch.
+      parts: micro-batches, `optimizer.accumulate`.
+      group_size: examples that are routed together: a micro-batch has whole groups.
     """
-    task, parts = task_of(config), config.optimizer.accumulate
-    if parts < 1 or config.batch_size % parts:
-        raise UsageError(
-            f"config.optimizer.accumulate={parts} must divide batch_size={config.batch_size}"
-        )
 
     def split(a):
         """Splits [B, ...] to [parts, B/parts, ...]: whole groups, of every device its share."""
-        groups = a.reshape(-1, parts, config.moe.group_size, *a.shape[1:])
+        groups = a.reshape(-1, parts, group_size, *a.shape[1:])
         return groups.swapaxes(0, 1).reshape(parts, -1, *a.shape[1:])
 
     def losses(params, batch, key):
         """Returns the loss summed over the batch, the auxiliary loss of the batch, and all sums."""
         model = nnx.merge(graphdef, params)
-        sums, reports = task.sums(config, model, batch, train=True, key=key)
+        sums, reports = task_sums(model, batch, train=True, key=key)
         aux_loss = sum((report.aux_loss for report in reports.values()), jnp.zeros(()))
         sums = sums | {"aux_loss": aux_loss * sums["weight"]} | traffic(reports, sums["weight"])
         return sums["loss"] + sums.get("penalty", 0.0), aux_loss, sums
@@ -93,23 +90,31 @@ def finite(tree) -> jax.Array:
     return jnp.stack(leaves).all()
 
 
-def step_key(config: ConfigDict, step) -> jax.Array:
+def step_key(seed: int, step) -> jax.Array:
     """Returns the key of all chance within a step: dropout, and the router's noise."""
-    return jax.random.fold_in(seeds.key(config.seed, "steps"), step)
+    return jax.random.fold_in(seeds.key(seed, "steps"), step)
 
 
-def make_train_step(config: ConfigDict, graphdef, optimizer) -> Callable:
+def make_train_step(
+    gradient: Callable,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    skip: bool = False,
+    ema_decay: float = 0.0,
+) -> Callable:
     """Returns a function: state, batch, halted=False -> the next state, and sums over the batch.
 
     All randomness comes from (seed, step). An update that is not finite, and any that is `halted`,
-    is refused: the state stays as it was and the sums count a skipped step only. Under
-    `nonfinite="skip"` the step number advances all the same, so that the next one has another key.
+    is refused: the state stays as it was and the sums count a skipped step only. Under `skip` the
+    step number advances all the same, so that the next one has another key.
+
+    Args:
+      gradient: see `make_gradient`.
+      ema_decay: of the average of the parameters, in states that have one.
     """
-    compute = make_gradient(config, graphdef)
 
     def train_step(state: State, batch, halted=False):
-        key = step_key(config, state["step"])
-        grads, sums = compute(state["params"], batch, key)
+        grads, sums = gradient(state["params"], batch, step_key(seed, state["step"]))
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
@@ -118,12 +123,10 @@ def make_train_step(config: ConfigDict, graphdef, optimizer) -> Callable:
         # not (moments that overflow, a learning rate of 1e38), or to moments that stop all others.
         good = finite(new) & jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & ~jnp.asarray(halted)
         if "ema" in state:
-            new["ema"] = optax.incremental_update(
-                params, state["ema"], 1 - config.optimizer.ema_decay
-            )
+            new["ema"] = optax.incremental_update(params, state["ema"], 1 - ema_decay)
         # Elementwise, so fused into the update: the old state is read there anyway.
         new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, {k: state[k] for k in new})
-        passed = 1 if config.nonfinite == "skip" else good.astype(jnp.int32)
+        passed = 1 if skip else good.astype(jnp.int32)
         sums = sums | {"steps": jnp.ones(()), "grad_norm": norm}
         sums = jax.tree.map(lambda a: jnp.where(good, a, jnp.zeros_like(a)), sums)
         skipped = 1.0 - good.astype(jnp.float32)
@@ -132,12 +135,11 @@ def make_train_step(config: ConfigDict, graphdef, optimizer) -> Callable:
     return train_step
 
 
-def make_eval_step(config: ConfigDict, graphdef) -> Callable[[Any, dict], dict]:
+def make_eval_step(task_sums: Callable, graphdef) -> Callable[[Any, dict], dict]:
     """Returns a function: params, batch -> sums over the real examples of the batch."""
-    task = task_of(config)
 
     def eval_step(params, batch):
-        sums, reports = task.sums(config, nnx.merge(graphdef, params), batch, train=False)
+        sums, reports = task_sums(nnx.merge(graphdef, params), batch, train=False)
         return sums | traffic(reports, sums["weight"])
 
     return eval_step

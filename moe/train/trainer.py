@@ -84,7 +84,7 @@ def _prepare(config: ConfigDict, workdir: pathlib.Path, extend: bool):
         find_source(run)
     step_fn = run.train_step
     sums = _sums(run, step_fn)
-    workdirs.check_space(run.config, workdir, (run.abstract_state(), sums))
+    workdirs.check_space(workdir, config.checkpoint.keep, (run.abstract_state(), sums))
     return run, step_fn, sums, train_source, eval_source
 
 

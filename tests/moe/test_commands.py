@@ -9,7 +9,8 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 
-from moe import cli, commands, config, config_files, plugins
+from moe import cli, commands, config, config_files, extras, plugins
+from moe.data import prepare
 from moe.errors import UsageError
 from routers import ROUTERS
 
@@ -51,12 +52,22 @@ def test_a_program_knows_its_name(monkeypatch, capsys):
 
 
 def test_without_the_extra_one_line_says_what_to_type(monkeypatch, capsys):
-    monkeypatch.setattr(commands, "NEEDED", (*commands.NEEDED, "no_such.module"))
+    monkeypatch.setattr(extras, "NEEDED", (*extras.NEEDED, "no_such.module"))
     code, _, error = permoe(monkeypatch, capsys, "train", "--config=digits")
     assert code == 2 and error == (
         "error: permoe train needs 'no_such.module', which is not installed: "
         "type pip install 'permoe[train]'\n"
     )
+    assert prepare.main(["digits"]) == 2
+    assert "moe.data.prepare needs 'no_such.module'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--help"], 0), (["-h"], 0)])
+def test_preparing_says_how_it_is_used(arguments, code, capsys):
+    assert prepare.main(arguments) == code
+    out, error = capsys.readouterr()
+    assert "text" in out + error and "images" in out + error
+    assert error.count("\n") == (code == 2)
 
 
 def plain(name: str) -> str:
@@ -84,11 +95,11 @@ def closure(requirements: list[str]) -> set[str]:
 
 def test_what_is_checked_is_what_the_extra_installs():
     brings = importlib.metadata.packages_distributions()
-    tops = {module.split(".")[0] for module in commands.NEEDED}
+    tops = {module.split(".")[0] for module in extras.NEEDED}
     found = {plain(name) for top in tops for name in brings[top]}
     # `orbax` is a namespace that several packages share.
     expected = names(PROJECT["optional-dependencies"]["train"])
-    assert found >= expected and len(commands.NEEDED) == len(expected)
+    assert found >= expected and len(extras.NEEDED) == len(expected)
 
 
 def test_the_operators_and_routers_need_the_core_alone():

@@ -8,13 +8,12 @@ import pytest
 from flax import nnx
 
 from moe import cli
-from moe.data import from_arrays
+from moe.data.images import from_arrays
 from moe.models.build import count_parameters
 from moe.store.checkpoint import named
 from moe.tasks import TASKS
 from moe.train.measure import evaluate
 from moe.train.run import set_up
-from moe.train.step import make_train_step
 from tests.moe.conftest import TINY_TEXT, build_model, open_source, quick_jit
 
 CONFIGS = sorted(pathlib.Path("configs").glob("[!_]*.py"))
@@ -83,7 +82,7 @@ def test_builds_and_takes_a_step(file, dense):
     config = cli.load_config(str(file), SHRUNK | {"moe.dense": dense})
     data = source(1 if file.stem in ("digits", "fashion_mnist") else 3)
     run = set_up(config, data)
-    step = quick_jit(make_train_step(run.config, run.graphdef, run.optimizer))
+    step = quick_jit(run.train_step)
     start = state = run.initial_state()
     batches = run.train_batches(data, 0)
     for _ in range(4):  # the first of a warmup has rate 0, and the head's kernel starts at 0
@@ -93,7 +92,7 @@ def test_builds_and_takes_a_step(file, dense):
     same = {name for name in before if bool((before[name] == after[name]).all())}
     # A bias of the keys shifts all scores of a query alike: softmax does not see it.
     assert {name for name in same if not name.endswith("attention.key.bias")} == set()
-    total = evaluate(run.eval_step(), state["params"], run.eval_batches(data), run.put)
+    total = evaluate(run.jit(run.eval_step), state["params"], run.eval_batches(data), run.put)
     assert total["examples"] == 70 and 0 <= TASKS["images"].scalars(total)["accuracy"] <= 1
 
 

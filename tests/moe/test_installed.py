@@ -1,5 +1,6 @@
 """The wheel, installed outside the checkout and used there as a stranger would."""
 
+import functools
 import json
 import os
 import pathlib
@@ -89,6 +90,22 @@ def test_it_trains_and_evaluates_what_was_shipped(home):
     error = permoe(home, "train", "--config=digitz", "--workdir=x", code=2)
     assert error.startswith("error: no config file 'digitz'") and "digits" in error
     assert error.count("\n") == 1
+
+
+def test_the_core_alone_has_the_operators_and_says_what_training_needs(wheel, tmp_path):
+    """A clean environment, with what pip installs for `permoe` without an extra."""
+    venv.create(tmp_path / "env", symlinks=True)
+    python = tmp_path / "env" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet"]
+    subprocess.run([*pip, wheel], check=True)
+    code = "import isotonic, routers; print(routers.sparse_topk_mask([3.0, 1, 2], 1).sum())"
+    run = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True)
+    assert run([python, "-c", code]).stdout == "1.0\n"
+    for program in (["moe", "train", "--config=digits", "--workdir=a"], ["moe.data.prepare", "x"]):
+        done = run([python, "-m", *program])
+        assert done.returncode == 2 and "pip install 'permoe[train]'" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_folder_of_configs_and_a_router_of_ones_own(home):

@@ -102,9 +102,10 @@ def test_the_warmup_fits_a_run_of_any_length(file, steps):
 
     config = cli.load_config(f"configs/{file}.py", {"num_steps": str(steps)})
     share = 1 / 12 if file == "digits" else 0.05
-    assert warmup_steps(config) == min(round(share * steps), steps - 1)
+    assert warmup_steps(config.optimizer, steps) == min(round(share * steps), steps - 1)
     explicit = {"num_steps": str(steps), "optimizer.warmup_steps": str(steps - 1)}
-    assert warmup_steps(cli.load_config(f"configs/{file}.py", explicit)) == steps - 1
+    explicit = cli.load_config(f"configs/{file}.py", explicit)
+    assert warmup_steps(explicit.optimizer, steps) == steps - 1
 
 
 def test_the_documented_ways_of_a_path(monkeypatch, tmp_path):

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-import moe.train.step
 from moe import seeds
 from moe.errors import UsageError
 from moe.tasks.images import Images
 from moe.train.run import set_up
+from moe.train.step import make_train_step
 from tests.moe.conftest import open_source
 
 SEEDS = (0, 1, 1 << 31, 1 << 32, (1 << 32) + 1, 1 << 62, (1 << 63) - 1)
@@ -53,8 +53,7 @@ def test_parameters_and_steps_share_no_key(tiny, monkeypatch):
             patch.setattr(run.__class__, "jit", lambda self, f, **options: f)
             with pytest.raises(Caught) as caught:
                 run.initial_state()
-            patch.setattr(moe.train.step, "make_gradient", lambda config, graphdef: gradient)
-            step = moe.train.step.make_train_step(config, None, optax.identity())
+            step = make_train_step(gradient, optax.identity(), run.config.seed)
             state = {"params": {"w": jnp.zeros(1)}, "opt_state": optax.EmptyState()}
             steps = [step(state | {"step": jnp.int32(i)}, None)[1]["key"] for i in range(16)]
         used += [*caught.value.args[0], *(tuple(np.asarray(key).tolist()) for key in steps)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from PIL import Image
 
-from moe.data.damage import reason_of
+from moe.data.images.damage import reason_of
 from moe.errors import UsageError
 
 FORMATS = ("PNG", "JPEG")  # what the reader of a prepared set is tested with

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from moe.data.damage import reason_of
+from moe.data.images.damage import reason_of
 from moe.data.images.found import Advance, Found, Split, check_labels, common, shape_of
 from moe.errors import UsageError
 

@@ -23,11 +23,10 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moe.data import digits
-from moe.data.damage import COMMAND_FILE
-from moe.data.images import folder, idx, parquet
+from moe.data.images import digits, folder, idx, parquet
+from moe.data.images.damage import COMMAND_FILE
 from moe.data.images.found import Advance, Found
-from moe.data.prepared import resolve_data_dir
+from moe.data.images.prepared import resolve_data_dir
 from moe.data.staging import staging
 from moe.errors import UsageError
 

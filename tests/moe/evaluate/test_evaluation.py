@@ -1,5 +1,6 @@
 """A checkpoint evaluates alone: the numbers of training, tables, files, and damaged checkpoints."""
 
+import functools
 import json
 import shutil
 
@@ -180,7 +181,12 @@ def sums_of(logits, tiny):
     graphdef, params = nnx.split(Constant(logits))
     batch = {"image": jnp.zeros((12, 8, 8, 1)), "label": jnp.arange(12) % 10}
     batch["mask"] = (jnp.arange(12) < 10).astype(jnp.float32)
-    return evaluate(make_eval_step(tiny(), graphdef), params, [batch], lambda batch: batch)
+    return evaluate(
+        make_eval_step(functools.partial(TASKS["images"].sums, tiny()), graphdef),
+        params,
+        [batch],
+        lambda batch: batch,
+    )
 
 
 def test_ties_are_broken_by_position(tiny):

@@ -1,5 +1,7 @@
 """The vision transformer: where its experts are, what they compute, and what padding may change."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 from moe.checks import check
 from moe.errors import UsageError
 from moe.models.build import moe_layers
+from moe.tasks import TASKS
 from moe.train.step import make_eval_step
 from routers import ROUTERS
 from tests.jaxprs import float32_precisions
@@ -143,7 +146,8 @@ def test_head_router_and_measures_are_not_rounded_to_bfloat16(dtype, tiny, image
     config = sized(tiny(model__dtype=dtype, router__name="soft_moe"))
     graphdef, params = nnx.split(build_model(config, nnx.Rngs(0)))
     batch = {"image": images, "label": jnp.zeros(8, int), "mask": jnp.ones(8)}
-    precisions = float32_precisions(make_eval_step(config, graphdef), params, batch)
+    sums = functools.partial(TASKS["images"].sums, config)
+    precisions = float32_precisions(make_eval_step(sums, graphdef), params, batch)
     highest = precisions.count((jax.lax.Precision.HIGHEST,) * 2)
     assert highest == (4 if dtype == "float32" else 2)
     assert dtype == "float32" or highest == len(precisions)

@@ -8,7 +8,6 @@ import isotonic
 import routers
 from moe.nn.dispatch import DISPATCHES
 from moe.train.run import set_up
-from moe.train.step import make_eval_step
 from routers import ROUTERS
 from tests.moe.conftest import open_source
 
@@ -32,7 +31,7 @@ def test_steps_of_training_and_evaluation(router, dispatch, tiny):
     evaluated["mask"] = jax.ShapeDtypeStruct(batch["label"].shape, jnp.float32)
     with jax.set_mesh(run.mesh):
         jax.eval_shape(run.train_step, run.abstract_state(), batch)
-        jax.eval_shape(make_eval_step(run.config, run.graphdef), run.params, evaluated)
+        jax.eval_shape(run.eval_step, run.params, evaluated)
 
 
 OPERATORS = {

@@ -1,5 +1,7 @@
 """The task text: causality of whole decoders, sums by weight, and what is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,11 +105,12 @@ def test_micro_batches_of_unequal_weight_have_one_loss_and_one_gradient(tiny_tex
     settings = {"router__topk__noise": "0", "router__topk__importance": "0"}
     settings |= {"router__topk__load": "0", "model__z_loss": "0.01", "data__vocabulary": str(V)}
     found, batch, task = [], unequal_batch(), TASKS["text"]
-    for parts in ("1", "2", "4"):
-        chosen = tiny_text(**settings, optimizer__accumulate=parts)
+    for parts in (1, 2, 4):
+        chosen = tiny_text(**settings, optimizer__accumulate=str(parts))
         graphdef, params = nnx.split(build_model(chosen, nnx.Rngs(0)))
         params = nnx.to_pure_dict(params)
-        compute = quick_jit(make_gradient(chosen, graphdef))
+        sums = functools.partial(task.sums, chosen)
+        compute = quick_jit(make_gradient(sums, graphdef, parts))
         grads, sums = compute(params, batch, jax.random.key(0))
         found.append((grads, task.scalars(jax.device_get(sums))))
     for grads, scalars in found[1:]:
@@ -131,7 +134,7 @@ def test_the_evaluation_counts_every_byte_once(tiny_text):
     run = set_up(settings, source)
     params = run.initial_state()["params"]
     batches = list(run.eval_batches(source))
-    step = run.eval_step()
+    step = run.jit(run.eval_step)
     sums = [jax.device_get(step(params, run.put(batch))) for batch in batches]
     expected = source.token_bytes[np.asarray(source.tokens[1:])].sum()
     assert sum(s["bytes"] for s in sums) == expected

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe import cli, config
-from moe.data import from_arrays
+from moe.data.images import from_arrays
 from moe.hosts.distributed import AgreedError
 from moe.train import agreement
 

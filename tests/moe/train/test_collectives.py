@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import pytest
 
 from moe.train.run import set_up
-from moe.train.step import make_eval_step
 from moe.train.stopping import with_vote
 from tests.moe.conftest import QUICK, open_source
 
@@ -65,7 +64,7 @@ def test_a_vote_waits_for_the_loops_of_the_routers(tiny):
     batch["vote"] = jax.ShapeDtypeStruct((8,), jnp.int32)
     where = batch["image"].sharding
     batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where) for k, v in batch.items()}
-    step = with_vote(make_eval_step(run.config, run.graphdef))
+    step = with_vote(run.eval_step)
     with jax.set_mesh(run.mesh):
         compiled = jax.jit(step, out_shardings=run.replicated).lower(run.params, batch)
     text = compiled.compile(compiler_options=QUICK).as_text()

@@ -1,5 +1,7 @@
 """The training step against plain formulas: losses, accumulation, averaging, decay, schedules."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,16 +77,15 @@ def test_micro_batches_give_the_mean_of_their_own_auxiliary_losses(tiny):
     run = set_up(config, source, jax.devices()[:1])
     params, batch = run.initial_state()["params"], next(run.train_batches(source, 0))
 
-    def router_gradient(config, batch):
-        compute = run.jit(make_gradient(config, run.graphdef), compiler_options=QUICK)
+    def router_gradient(parts, batch):
+        sums = functools.partial(run.task.sums, config)
+        compute = run.jit(make_gradient(sums, run.graphdef, parts), compiler_options=QUICK)
         gradient, _ = compute(params, batch, jax.random.key(0))
         return gradient["blocks"]["0"]["feed_forward"]["router"]["kernel"]
 
     quarters = [{name: a[part::4] for name, a in batch.items()} for part in range(4)]
-    alone = [
-        router_gradient(tiny(**settings | {"batch_size": "8"}), quarter) for quarter in quarters
-    ]
-    np.testing.assert_allclose(router_gradient(config, batch), sum(alone) / 4, rtol=1e-4, atol=1e-6)
+    alone = [router_gradient(1, quarter) for quarter in quarters]
+    np.testing.assert_allclose(router_gradient(4, batch), sum(alone) / 4, rtol=1e-4, atol=1e-6)
 
 
 def test_the_average_moves_by_its_rate(tiny):
@@ -117,7 +118,7 @@ def test_decay_multiplies_a_matrix_by_one_minus_rate_times_decay_a_step(name, ra
         optimizer__warmup_steps="3",
         optimizer__weight_decay="0.5",
     )
-    optimizer, schedule = build_optimizer(config), build_schedule(config)
+    optimizer, schedule = build_optimizer(config.optimizer, 8), build_schedule(config.optimizer, 8)
     params = {"kernel": jnp.full((4, 4), 2.0), "bias": jnp.ones(4)}
     zero, state, expected = jax.tree.map(jnp.zeros_like, params), optimizer.init(params), 2.0
     for step in range(6):
@@ -131,15 +132,14 @@ def test_decay_multiplies_a_matrix_by_one_minus_rate_times_decay_a_step(name, ra
 @pytest.mark.parametrize("name", list(DIRECTIONS))
 def test_decay_is_added_to_the_step_that_the_gradient_alone_makes(name, tiny):
     def walk(decay):
-        optimizer = build_optimizer(
-            tiny(
-                optimizer__name=name,
-                optimizer__schedule="constant",
-                optimizer__warmup_steps="0",
-                optimizer__learning_rate="0.1",
-                optimizer__weight_decay=decay,
-            )
+        config = tiny(
+            optimizer__name=name,
+            optimizer__schedule="constant",
+            optimizer__warmup_steps="0",
+            optimizer__learning_rate="0.1",
+            optimizer__weight_decay=decay,
         )
+        optimizer = build_optimizer(config.optimizer, config.num_steps)
         params = {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]])}
         grads = {"kernel": jnp.array([[0.3, 0.1], [-0.2, 0.4]])}
         state = optimizer.init(params)
@@ -169,13 +169,14 @@ def test_schedules(schedule, values, tiny):
         optimizer__warmup_steps="10",
         optimizer__learning_rate="1",
     )
-    rate = build_schedule(config)
+    rate = build_schedule(config.optimizer, 110)
     for step, value in values.items():
         assert float(rate(step)) == pytest.approx(value, abs=1e-6)
 
 
 def test_clipping_bounds_the_step(tiny):
-    optimizer = build_optimizer(tiny(optimizer__name="sgd", optimizer__warmup_steps="0"))
+    section = tiny(optimizer__name="sgd", optimizer__warmup_steps="0").optimizer
+    optimizer = build_optimizer(section, 8)
     params = {"bias": jnp.zeros(4)}
     state = optimizer.init(params)
     big, _ = optimizer.update({"bias": jnp.full(4, 1e6)}, state, params)

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from moe import config as configs
-from moe.data import open_split, prepare
+from moe.data import prepare
+from moe.data.images import open_split
 from moe.data.images import prepare as images
 from moe.errors import UsageError
 from moe.tasks import task_of

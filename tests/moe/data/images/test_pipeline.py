@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from moe.data import Augment, eval_batches, from_arrays, train_batches
+from moe.data.images import Augment, eval_batches, from_arrays, train_batches
 from moe.data.stream import epoch_order, example_rngs
 from moe.errors import UsageError
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from moe.data import transforms
+from moe.data.images import transforms
 from moe.errors import UsageError
 
 

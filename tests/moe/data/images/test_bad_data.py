@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from moe.data import source
+from moe.data.images import source
 from moe.data.stream import epoch_order
 from moe.errors import UsageError
 from moe.store.checkpoint import Checkpoints

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder, read_only_builder, registered
 
-from moe.data.damage import (
+from moe.data.images.damage import (
     check_description,
     prepare_again,
     prepare_command,

@@ -4,7 +4,8 @@ import importlib.util
 
 import pytest
 
-from moe.data import damage, prepare
+from moe.data import prepare
+from moe.data.images import damage
 
 
 def test_digits_needs_no_tensorflow(tmp_path, capsys):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe.data import transforms
+from moe.data.images import transforms
 
 
 def _rng(seed=0) -> np.random.Generator:

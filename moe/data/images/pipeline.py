@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from moe.data import stream, transforms
-from moe.data.augment import Augment
-from moe.data.source import ImageSource
+from moe.data import stream
+from moe.data.images import transforms
+from moe.data.images.augment import Augment
+from moe.data.images.source import ImageSource
 from moe.data.stream import Batch
 from moe.errors import UsageError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from moe.data import digits, open_split
+from moe.data.images import digits, open_split
 from moe.errors import UsageError
 
 
@@ -64,7 +64,7 @@ def test_mask_is_stratified_and_seeded():
 
 def test_two_processes_at_once(tmp_path, splits):
     code = (
-        "from moe.data import open_split; import sys\n"
+        "from moe.data.images import open_split; import sys\n"
         "source = open_split('digits', 'test', sys.argv[1])\n"
         "print(len(source), 'tensorflow' in sys.modules)"
     )

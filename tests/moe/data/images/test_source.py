@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from moe import config as configs
-from moe.data import eval_batches, from_arrays, open_split, source, train_batches
+from moe.data.images import eval_batches, from_arrays, open_split, source, train_batches
 from moe.errors import UsageError
 from moe.tasks import TASKS
 

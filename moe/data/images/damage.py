@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
-from moe.data import digits
+from moe.data.images import digits
 from moe.errors import UsageError
 
 # The files that describe a set, and what reads each: the second one reads both.
