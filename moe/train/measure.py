@@ -56,7 +56,7 @@ def routing_table(total: dict[str, Any]) -> dict[int, dict[str, float]]:
             "largest_share": float(share.max()),
             "max_over_mean_load": float(share.max() * len(share)),
             "dead_experts": int((share < DEAD / len(share)).sum()),
-            "drop_rate": float(total["dropped"][layer] / max(total["weight"], 1e-30)),
+            "drop_rate": float(total["dropped"][layer] / max(total["routed"][layer], 1e-30)),
             "experts_per_token": float(total["chosen"][layer]) / tokens,
         }
         if layer in total["margin"]:

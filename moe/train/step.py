@@ -49,7 +49,7 @@ def make_gradient(task_sums: Callable, graphdef, parts: int = 1, group_size: int
         model = nnx.merge(graphdef, params)
         sums, reports = task_sums(model, batch, train=True, key=key)
         aux_loss = sum((report.aux_loss for report in reports.values()), jnp.zeros(()))
-        sums = sums | {"aux_loss": aux_loss * sums["weight"]} | traffic(reports, sums["weight"])
+        sums = sums | {"aux_loss": aux_loss * sums["weight"]} | traffic(reports)
         return sums["loss"] + sums.get("penalty", 0.0), aux_loss, sums
 
     @functools.partial(jax.grad, has_aux=True)
@@ -140,17 +140,19 @@ def make_eval_step(task_sums: Callable, graphdef) -> Callable[[Any, dict], dict]
 
     def eval_step(params, batch):
         sums, reports = task_sums(nnx.merge(graphdef, params), batch, train=False)
-        return sums | traffic(reports, sums["weight"])
+        return sums | traffic(reports)
 
     return eval_step
 
 
-def traffic(reports: Reports, weight) -> dict:
-    """Returns sums of the layers' reports, the share of dropped weight times the batch's own."""
+def traffic(reports: Reports) -> dict:
+    """Returns sums of the layers' reports over tokens, "dropped" of the "routed" weight."""
+    routed = {str(i): jnp.float32(report.weights_BTE.sum()) for i, report in reports.items()}
     margins = {str(i): report.margin for i, report in reports.items() if report.margin is not None}
     return {
         "load": {str(i): report.load_E for i, report in reports.items()},
-        "dropped": {str(i): report.dropped * weight for i, report in reports.items()},
+        "routed": routed,
+        "dropped": {str(i): report.dropped * routed[str(i)] for i, report in reports.items()},
         "tokens": {str(i): report.tokens for i, report in reports.items()},
         "chosen": {str(i): report.chosen for i, report in reports.items()},
         "margin": margins,
