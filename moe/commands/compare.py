@@ -18,7 +18,7 @@ def main(argv) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--config", required=True, help=cli.CONFIG_HELP)
-    parser.add_argument("--routers", default="all", help="comma-separated names, 'dense', or 'all'")
+    parser.add_argument("--routers", default="all", help="names with commas, 'dense', or 'all'")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 .. SEEDS-1")
     parser.add_argument("--out", required=True, help="the directory of the comparison")
     flags, overrides = cli.parse(parser, argv)

@@ -67,7 +67,8 @@ def compare(
     """Trains every router with every seed, prints the table, writes table.csv and METRIC.png.
 
     Args:
-      names: of routers, or "dense"; None for all of them and dense.
+      names: of routers, or "dense"; None for dense and all that the task can have: a causal one
+        leaves out those that look ahead.
       seeds: how many, from 0.
 
     Raises:
@@ -78,7 +79,7 @@ def compare(
     for key, instead in CHOSEN.items():
         if key in overrides:
             raise UsageError(f"--config.{key}: the rows of a comparison set it; use {instead}")
-    names = _checked_names(names)
+    names = _checked_names(task, names)
     if not 1 <= seeds <= MOST_SEEDS:
         raise UsageError(f"--seeds={seeds} must be from 1 to {MOST_SEEDS}")
     configs = {name: _row_configs(config_file, overrides, name, seeds) for name in names}
@@ -105,10 +106,10 @@ def compare(
     return rows
 
 
-def _checked_names(names: list[str] | None) -> list[str]:
+def _checked_names(task: Task, names: list[str] | None) -> list[str]:
     """Returns the names of the rows, each known and there once."""
     if names is None:
-        return [*ROUTERS, DENSE]
+        return [*(n for n, router in ROUTERS.items() if router.causal or not task.causal), DENSE]
     for name in names:
         if name not in ROUTERS and name != DENSE:
             raise UsageError(

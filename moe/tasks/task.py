@@ -76,6 +76,7 @@ class Task:
       pictures: files that `draw` writes.
       ends: how parameters are named that depend on the data; a run that starts from another's
         (`init.workdir`) may have them of other shapes, and makes them anew.
+      causal: whether no output may depend on later tokens, so that routers may not look ahead.
     """
 
     unit: ClassVar[str]
@@ -85,6 +86,7 @@ class Task:
     overrides: ClassVar[tuple[str, ...]] = ()
     pictures: ClassVar[tuple[str, ...]] = ()
     ends: ClassVar[tuple[str, ...]] = ()
+    causal: ClassVar[bool] = False
 
     def keys(self) -> dict[str, Any]:
         """Returns the task's own keys, sections of `Key`s; they come after those of any task."""

@@ -38,6 +38,7 @@ class Text(Task):
     unit = "token"
     best = Metric("bits_per_byte", higher=False, form=".4f")
     shown = (LOSS, best, Metric("accuracy", higher=True, form=".2%"))
+    causal = True
     sizes = ("data.vocabulary",)
     ends = ("embedding", "untied")
     overrides = ("model.attention",)  # a back end that is not everywhere, of one result

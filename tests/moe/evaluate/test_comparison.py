@@ -9,6 +9,7 @@ import compare as compare_script
 from moe import config as configs
 from moe.errors import UsageError
 from moe.evaluate import comparison
+from moe.tasks import task_of
 from routers import ROUTERS
 from tests.moe.conftest import TINY
 from tests.moe.test_cli import run
@@ -28,12 +29,12 @@ def trained(monkeypatch):
 
     def train(config, workdir):
         trained.append(config)
-        number = len(trained)
+        number, task = len(trained), task_of(config)
         workdir.mkdir(parents=True)
-        speeds = {"train/images_per_second": float(number)} if config.num_steps > 1 else {}
-        rows = [{"step": 1, "train/skipped": 1.0} | speeds, {"step": 2, "eval/accuracy": 0.5}]
+        speeds = {f"train/{task.unit}s_per_second": float(number)} if config.num_steps > 1 else {}
+        rows = [{"step": 1, "train/skipped": 1.0} | speeds, {"step": 2, task.best.key: 0.5}]
         (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return {"eval/accuracy": number / 10, "eval/loss": 1.0 / number}
+        return {task.best.key: number / 10, "eval/loss": 1.0 / number}
 
     monkeypatch.setattr(comparison, "train", train)
     return trained
@@ -70,6 +71,14 @@ def test_runs_of_one_step_have_no_speed(arguments, trained, tmp_path):
     argv = [*arguments, "--routers=topk", "--seeds=1", f"--out={tmp_path}", "--config.num_steps=1"]
     compare_script.main([*argv, "--config.optimizer.warmup_steps=0"])
     assert list(csv.reader((tmp_path / "table.csv").open()))[1][-1] == "nan"
+
+
+def test_all_of_a_text_are_those_that_do_not_look_ahead(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparison, "_check", lambda *_: None)
+    rows = comparison.compare("configs/stdlib.py", None, 1, tmp_path / "out", {})
+    assert [row.name for row in rows] == ["topk", "sparse_topk", "dense"]
+    assert "bits per byte" in capsys.readouterr().out
+    assert (tmp_path / "out" / "bits_per_byte.png").is_file()
 
 
 def test_a_router_of_the_config_file_is_a_row(trained, tmp_path, monkeypatch):
