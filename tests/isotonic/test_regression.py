@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 from scipy import optimize
 from sklearn.isotonic import IsotonicRegression
 from sklearn.isotonic import isotonic_regression as sklearn_regression
 
 from isotonic.regression import SOLVERS, isotonic_regression
+from tests.derivatives import check_derivatives
 
 N = 10
 # Dykstra stops at a relative residual of 1e-6, and pools of N amplify it by up to N - 1.
@@ -131,14 +131,8 @@ def loss(y, w, increasing=True, solver="pav"):
 def test_derivatives_equal_finite_differences(increasing, solver):
     rng = np.random.default_rng(3)
     with jax.enable_x64(True):
-        y, w = jnp.asarray(rng.normal(size=(4, N))), jnp.asarray(rng.uniform(0.3, 2, (4, N)))
-        check_grads(
-            jax.jit(lambda y, w: loss(y, w, increasing, solver)),
-            (y, w),
-            order=1,
-            modes=("fwd", "rev"),
-            rtol=1e-6,
-        )
+        point = rng.normal(size=(4, N)), rng.uniform(0.3, 2, (4, N))
+        check_derivatives(lambda y, w: loss(y, w, increasing, solver), point)
 
 
 @solvers

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 from scipy.stats import norm
 
 from routers import perturbed_kth_value, perturbed_topk_mask, topk_hinge_loss
+from tests.derivatives import check_derivatives
 
 KEY = jax.random.key(0, impl="rbg")  # which compiles four times faster than the default
 OPERATORS = {"mask": perturbed_topk_mask, "value": perturbed_kth_value}
@@ -153,13 +153,12 @@ def test_hinge_loss_is_the_formula_where_noise_is_negligible():
 
 def test_derivatives_of_the_loss_and_of_the_value():
     with jax.enable_x64(True):
-        point = tuple(jnp.asarray(a, jnp.float64) for a in (scores((3, 6)), 0.4, np.ones(6)))
         labels = jnp.asarray([1, 0, 5])
 
         def loss(s, lam, margins):
             return topk_hinge_loss(s, labels, KEY, k=2, strength=lam, margins=margins).sum()
 
-        check_grads(jax.jit(loss), point, order=1, modes=("fwd", "rev"), rtol=1e-6, atol=1e-6)
+        check_derivatives(loss, (scores((3, 6)), 0.4, np.ones(6)))
 
 
 @pytest.mark.parametrize(

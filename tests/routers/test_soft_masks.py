@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 from scipy.special import expit
 
 from routers import (
@@ -15,6 +14,7 @@ from routers import (
     sinkhorn_topk_mask,
     sorted_sinkhorn_topk,
 )
+from tests.derivatives import check_derivatives
 
 REAL = {"lapsum": lapsum_topk_mask, "sinkhorn": sinkhorn_topk_mask}  # k real, per row, traced
 WHOLE = {"sigmoid": sigmoid_topk_mask, "sorted": sorted_sinkhorn_topk}
@@ -128,9 +128,7 @@ def test_derivatives_equal_central_differences(name):
     with jax.enable_x64(True):
         fixed = {"sigmoid": {"k": 2}, "sorted": {"k": 2, "tol": 1e-13}}.get(name, {})
         point = (x, 2.6, 0.8) if name in REAL else (x, 0.8)
-        f = jax.jit(weighted(ALL[name], **fixed))
-        point = tuple(jnp.asarray(a) for a in point)
-        check_grads(f, point, order=1, modes=("fwd", "rev"), rtol=1e-6, atol=1e-6)
+        check_derivatives(weighted(ALL[name], **fixed), point)
 
 
 ROWS = {

@@ -65,10 +65,9 @@ def plain(data_dir):
     return outcome(cli.apply(config.default(), TINY | dotted))
 
 
-CASES = [("true", "none"), ("true", "full"), ("false", "full"), ("true", "exchange")]
-CASES += [
-    pytest.param(scan, r, marks=pytest.mark.slow) for scan in ("true", "false") for r in REMATS
-]
+QUICK = [("true", "none"), ("false", "full")]
+CASES = [(scan, remat) for scan in ("true", "false") for remat in REMATS]
+CASES = [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 
 
 @pytest.mark.parametrize(("scan", "remat"), CASES)
