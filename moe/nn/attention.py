@@ -2,6 +2,7 @@
 
   blockwise   plain JAX on any device, also against a cache of keys; memory linear in T
   splash      the TPU's Pallas kernel, for rows of a multiple of 128 tokens that attend themselves
+  triton      the GPU's Pallas kernel, for such rows without windows and caps
   auto        splash on a TPU where it fits, else blockwise
 
 Every back end keeps documents apart; one that cannot do what a call asks for refuses.
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 
 from moe.errors import UsageError
 from moe.hosts import mesh
+from moe.nn import splash, triton
 from moe.nn.blockwise import BLOCK, OTHER_BLOCK, blockwise
-from moe.nn.splash import obstacle, splash
 
-BACKENDS = ("auto", "blockwise", "splash")
+BACKENDS = ("auto", "blockwise", "splash", "triton")
+PLATFORMS = {"splash": "tpu", "triton": "gpu"}
 
 
 class Places(NamedTuple):
@@ -58,12 +60,22 @@ def attention(
     shape = q_BTHd.shape
     if shape[2] % k_BSKd.shape[2]:
         raise ValueError(f"{k_BSKd.shape[2]} heads of keys do not divide {shape[2]} of queries")
-    backend = _choose(backend, shape, keys is None)
+    if backend not in BACKENDS:
+        raise UsageError(f"attention={backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
+    obstacles = {
+        "splash": splash.obstacle(shape[1]),
+        "triton": triton.obstacle(shape[1], window, softcap),
+    }
+    if keys is not None:
+        obstacles = dict.fromkeys(obstacles, "a cache of keys has no order that it knows")
+    backend = _choose(backend, obstacles)
     block = BLOCK.get(mesh.platform(), OTHER_BLOCK)
 
     def run(q, k, v, queries, keys):
         if backend == "splash":
-            return splash(q, k, v, queries[0], window=window, softcap=softcap)
+            return splash.splash(q, k, v, queries[0], window=window, softcap=softcap)
+        if backend == "triton":
+            return triton.triton(q, k, v, queries[0])
         ordered = keys is None
         if ordered:  # by place in the row, which no document's start resets
             place = jnp.arange(shape[1], dtype=jnp.int32)
@@ -74,16 +86,20 @@ def attention(
     return _on_mesh(run)(q_BTHd, k_BSKd, v_BSKd, queries, keys)
 
 
-def _choose(backend: str, shape, ordered: bool) -> str:
-    """Returns the back end that "auto" stands for, or the one asked for if it can."""
-    if backend not in BACKENDS:
-        raise UsageError(f"attention={backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
-    if backend == "blockwise" or (backend == "auto" and mesh.platform() != "tpu"):
-        return "blockwise"
-    problem = obstacle(shape[1]) if ordered else "a cache of keys has no order that it knows"
-    if problem and backend == "splash":
-        raise UsageError(f"attention='splash' cannot: {problem}; use 'blockwise' or 'auto'")
-    return "blockwise" if problem else "splash"
+def _choose(backend: str, obstacles: dict[str, str]) -> str:
+    """Returns the back end that "auto" stands for, or the one asked for if nothing is against it.
+
+    A GPU's kernel is not chosen by itself: it has not been timed beside blockwise.
+    """
+    if backend == "auto":
+        fits = mesh.platform() == "tpu" and not obstacles["splash"]
+        return "splash" if fits else "blockwise"
+    problem, platform = obstacles.get(backend), PLATFORMS.get(backend, mesh.platform())
+    if not problem and platform != mesh.platform():
+        problem = f"it is a {platform.upper()}'s kernel, and this is a {mesh.platform().upper()}"
+    if problem:
+        raise UsageError(f"attention={backend!r} cannot: {problem}; use 'blockwise' or 'auto'")
+    return backend
 
 
 def _on_mesh(run):

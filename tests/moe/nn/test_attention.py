@@ -13,6 +13,7 @@ from moe.hosts.mesh import make_mesh, spec
 from moe.nn.attention import Places, attention
 from moe.nn.blockwise import blockwise
 from moe.nn.splash import splash
+from moe.nn.triton import triton
 from tests.moe.conftest import quick_jit
 
 B, H, K, D = 2, 4, 2, 8
@@ -127,8 +128,11 @@ def test_no_bit_depends_on_the_future_another_document_or_another_row():
     np.testing.assert_array_equal(out[1], other[1])
 
 
-@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (40, 3.0)])
-def test_splash_is_blockwise(window, softcap):
+@pytest.mark.parametrize(
+    ("kernel", "window", "softcap"),
+    [(splash, 0, 0.0), (splash, 40, 3.0), (triton, 0, 0.0)],
+)
+def test_a_kernel_is_blockwise(kernel, window, softcap):
     """Interpreted on a CPU."""
     T, d = 256, 128
     rng = np.random.default_rng(2)
@@ -145,7 +149,8 @@ def test_splash_is_blockwise(window, softcap):
         return quick_jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
 
     options = {"window": window, "softcap": softcap}
-    (_, out), grads = outcome(lambda *a: splash(*a, places.segment, **options, interpret=True))
+    own = options if kernel is splash else {}
+    (_, out), grads = outcome(lambda *a: kernel(*a, places.segment, **own, interpret=True))
     (_, expected), truth = outcome(lambda *a: attention(*a, places, **options, backend="blockwise"))
     np.testing.assert_allclose(out, expected, atol=1e-5)
     for grad, true in zip(grads, truth, strict=True):
@@ -208,7 +213,13 @@ def test_a_back_end_that_cannot_refuses():
     places = packed(ROWS, 23)
     with pytest.raises(UsageError, match="'splash' cannot: rows of 23 tokens"):
         attention(*arrays, places, backend="splash")
-    with pytest.raises(UsageError, match="expected one of auto, blockwise, splash"):
+    with pytest.raises(UsageError, match="'triton' cannot: it has neither windows nor caps"):
+        attention(*arrays, places, window=3, backend="triton")
+    even = packed([(128,)] * B, 128)
+    for backend, platform in (("splash", "TPU"), ("triton", "GPU")):
+        with pytest.raises(UsageError, match=f"cannot: it is a {platform}'s kernel, and this is a"):
+            attention(*draw(128)[:3], even, backend=backend)
+    with pytest.raises(UsageError, match="expected one of auto, blockwise, splash, triton"):
         attention(*arrays, places, backend="flash")
     with pytest.raises(UsageError, match="a cache of keys"):
         attention(*arrays, places, places, backend="splash")

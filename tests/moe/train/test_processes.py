@@ -84,7 +84,9 @@ def test_a_closed_terminal_of_one_of_two_stops_both(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_a_step_that_is_not_finite_ends_both(data_dir, tmp_path):
-    settings = FEW | {"optimizer__name": "sgd", "optimizer__learning_rate": "1e30"}
+    # Each step multiplies the matrices by 1 - 100 * 1000.
+    settings = FEW | {"num_steps": "20", "eval__every": "20", "optimizer__schedule": "constant"}
+    settings |= {"optimizer__learning_rate": "100", "optimizer__weight_decay": "1000"}
     codes, screens = launch.train(2, tmp_path, data_dir, **settings).finish()
     assert codes == [2, 2], "\n".join(screens)
     assert "is not finite, and was not applied" in screens[0].splitlines()[-1]
