@@ -12,6 +12,7 @@ import sys
 import time
 
 from benchmarks import (
+    accelerator,
     accuracy,
     convergence,
     machine,
@@ -31,6 +32,7 @@ SECTIONS = {
     "convergence": convergence,
     "moe_layer": moe_layer,
     "memory": memory,
+    "accelerator": accelerator,
 }
 
 

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from benchmarks import __main__, accuracy, memory, moe_layer, regression, topk
+from benchmarks import __main__, accelerator, accuracy, memory, moe_layer, regression, topk
 from benchmarks.candidates import candidates
 from benchmarks.report import markdown, write_csv
 from benchmarks.timing import Candidate
@@ -49,6 +49,11 @@ def test_the_fit_that_others_are_held_to():
     y = np.float32([[3, 1, 2, 0]])
     v, gradient, _ = regression.exact(regression.Problem(y, np.float32([[1, 2, 4, 8]])))
     assert v.tolist() == [[3, 1.5, 1.5, 0]] and gradient.tolist() == [[1, 3, 3, 8]]
+
+
+def test_without_an_accelerator_its_table_says_so():
+    (table,) = accelerator.tables(quick=False)
+    assert "no GPU or TPU" in markdown(table) and not table.rows
 
 
 def test_an_unknown_section_is_an_error(tmp_path, capsys):
