@@ -27,8 +27,8 @@ OPERATORS = ("hard", "mask p=2", "mask p=4/3", "magnitude p=2", "lapsum")
 SIZES = [(16384, 64, 8), (4096, 1024, 32), (256, 65536, 64)]
 ATTENTION = (
     "Causal attention of 4 rows of T tokens in documents of T/4, 8 heads of 64, 2 of keys, "
-    "{dtype}, forward and backward. `ratio`: of the time to blockwise's; `error`: largest difference "
-    "of the output to blockwise's."
+    "{dtype}, forward and backward. `ratio`: of the time to blockwise's; `error`: largest "
+    "difference of the output to blockwise's."
 )
 STEPS = (
     "Whole training steps on one device, bfloat16: forward, backward, AdamW; random inputs. `mfu`: "
