@@ -19,15 +19,15 @@ from moe.config import default
 
 def get_config() -> ConfigDict:
     config = default("text")
-    config.num_steps = 1500
-    config.batch_size = 16  # 4,096 bytes a step: 0.6 of an epoch in all
+    config.num_steps = 1300
+    config.batch_size = 16  # 4,096 bytes a step: 0.5 of an epoch in all
     config.data.update({"name": "stdlib", "seq_len": 256})
     config.model.update({"width": 128, "depth": 4, "mlp_dim": 384, "num_heads": 2})
     config.moe.update({"layers": "from-1", "num_experts": 8, "expert_dim": 128})
     config.moe.update({"shared_experts": 1, "dispatch": "dropless"})
     config.router.name = "topk"
     config.optimizer.update({"learning_rate": 3e-3, "warmup": 0.05, "b2": 0.98})
-    config.eval.update({"every": 750, "batch_size": 32})
+    config.eval.update({"every": 650, "batch_size": 32})
     config.log.every = 100
     config.checkpoint.every = 500
     return config

@@ -1,5 +1,6 @@
 """Routers for mixtures of experts behind one interface, and the operators they are made of."""
 
+from routers.exactly_k import exactly_k_marginals, exactly_k_sample
 from routers.expert_choice import ExpertChoice, SparseExpertChoice
 from routers.permutahedron import permutahedron_projection, soft_rank, soft_sort
 from routers.perturbed import perturbed_kth_value, perturbed_topk_mask, topk_hinge_loss
@@ -25,6 +26,8 @@ __all__ = [
     "Router",
     "Routing",
     "entmax",
+    "exactly_k_marginals",
+    "exactly_k_sample",
     "lapsum_topk_mask",
     "permutahedron_projection",
     "perturbed_kth_value",

@@ -5,6 +5,7 @@ import numpy as np
 
 from routers import (
     entmax,
+    exactly_k_marginals,
     lapsum_topk_mask,
     permutahedron_projection,
     perturbed_kth_value,
@@ -53,6 +54,7 @@ SORTED = {
 WHOLE = {
     "sigmoid": _whole(sigmoid_topk_mask),
     "sorted sinkhorn": _whole(sorted_sinkhorn_topk),
+    "exactly k": _whole(exactly_k_marginals),
     "perturbed mask": _whole(perturbed_topk_mask, KEY),
     "perturbed value": _whole(perturbed_kth_value, KEY),
 }
