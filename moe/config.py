@@ -88,8 +88,10 @@ def keys(task: str = "images") -> dict[str, Key]:
             "weight_decay": Key(
                 0.05, "[0, 1e3]"
             ),  # of matrices, 1 - learning_rate * weight_decay a step
-            "b1": Key(0.9, "[0, 0.999999]"),  # momentum of adamw and sgd; adafactor has none
-            "b2": Key(0.999, "[0, 0.999999]"),  # of adamw's second moment
+            # Momentum of adamw, sgd, and of what muon leaves to adam; adafactor has none.
+            "b1": Key(0.9, "[0, 0.999999]"),
+            "b2": Key(0.999, "[0, 0.999999]"),  # of adam's second moment
+            "momentum": Key(0.95, "[0, 0.999999]"),  # of muon's matrices
             "grad_clip": Key(1.0, "0 or [1e-6, 1e6]"),  # global norm; 0: off
             "accumulate": Key(
                 1, "[1, 1e6]"

@@ -7,6 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from moe.errors import UsageError
+from moe.train import muon
 
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
 
@@ -84,7 +85,15 @@ def adafactor(section: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-DIRECTIONS = {"adamw": adam, "sgd": momentum, "adafactor": adafactor}
+def orthogonal(section: ConfigDict) -> optax.GradientTransformation:
+    """Returns Muon's direction of matrices, and Adam's of all other parameters (`moe.train.muon`).
+
+    The matrices' momentum is a key of its own, since its custom is another than that of b1.
+    """
+    return muon.muon(section.momentum, adam(section))
+
+
+DIRECTIONS = {"adamw": adam, "sgd": momentum, "adafactor": adafactor, "muon": orthogonal}
 
 
 def decayed(params):
@@ -101,8 +110,11 @@ def optimizer_shardings(optimizer: optax.GradientTransformation, opt_state, para
     parameter's without one of its axes.
     """
     mesh = jax.tree.leaves(params)[0].sharding.mesh
+    absent = lambda moment: isinstance(moment, optax.MaskedNode)  # noqa: E731
 
-    def beside(moment, param) -> NamedSharding:
+    def beside(moment, param) -> NamedSharding | optax.MaskedNode:
+        if absent(moment):  # of a parameter that has another direction
+            return moment
         spec = (*param.sharding.spec, *[None] * (param.ndim - len(param.sharding.spec)))
         if moment.shape == param.shape:
             return param.sharding
@@ -114,5 +126,5 @@ def optimizer_shardings(optimizer: optax.GradientTransformation, opt_state, para
 
     everywhere = lambda _: NamedSharding(mesh, PartitionSpec())  # noqa: E731
     return optax.tree.map_params(
-        optimizer, beside, opt_state, params, transform_non_params=everywhere
+        optimizer, beside, opt_state, params, transform_non_params=everywhere, is_leaf=absent
     )

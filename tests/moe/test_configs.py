@@ -42,6 +42,9 @@ SHRUNK_TEXT = {
     "data.name": "stdlib",
     "optimizer.warmup_steps": "2",
     "moe.num_experts": "8",
+    "mesh.fsdp": "1",
+    "mesh.expert": "1",
+    "mesh.tensor": "1",
 }
 
 
@@ -56,6 +59,7 @@ def test_there_are_configs():
     names = {file.stem for file in CONFIGS}
     assert names >= {"digits", "fashion_mnist", "cifar100", "vmoe_s32_imagenet"}
     assert names >= {"vmoe_b16_imagenet21k", "vmoe_15b"}
+    assert names >= {"mixtral_8x7b", "olmoe_1b_7b", "qwen3_30b_a3b"}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -112,3 +116,21 @@ def test_full_sizes(name, millions):
     config.data.image_size = config.data.image_size or 32
     model = nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0)))
     assert count_parameters(nnx.state(model, nnx.Param)) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [
+        ("mixtral_8x7b", 46_702_792_704, 12_879_925_248),
+        ("olmoe_1b_7b", 6_919_161_856, 1_282_017_280),
+        ("qwen3_30b_a3b", 30_532_122_624, 3_353_032_704),
+    ],
+)
+def test_published_sizes(name, total, active):
+    """46.7B and 12.9B, 6.9B and 1.3B, 30.5B and 3.3B as published; to the unit those of the
+    published checkpoints' tensors, and of these K of E experts. Shapes alone: nothing is allocated.
+    """
+    config = cli.load_config(f"configs/{name}.py", {})
+    params = nnx.state(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))), nnx.Param)
+    share = config.router.topk.k / config.moe.num_experts
+    assert (count_parameters(params), count_parameters(params, share)) == (total, active)
