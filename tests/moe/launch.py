@@ -47,10 +47,10 @@ class Hosts:
             flags += (own or {}).get(i, [])
             self.processes.append(
                 subprocess.Popen(
-                    # A shell starts what runs in the background with Ctrl-C ignored.
+                    # Of a shell's background Ctrl-C is ignored, under nohup SIGHUP too.
                     [
                         "env",
-                        "--default-signal=INT",
+                        "--default-signal=INT,HUP",
                         sys.executable,
                         script,
                         *arguments,
