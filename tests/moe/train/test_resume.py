@@ -39,7 +39,7 @@ def start(workdir, data_dir, compiled) -> subprocess.Popen:
     settings = [f"--config.{k}={v}" for k, v in (SETTINGS | {"data.data_dir": data_dir}).items()]
     command = [
         "env",
-        "--default-signal=INT",
+        "--default-signal=INT,HUP",
         sys.executable,
         "train.py",
         "--config=configs/digits.py",
