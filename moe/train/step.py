@@ -85,9 +85,19 @@ def _or_one(weight):
 
 
 def finite(tree) -> jax.Array:
-    """Returns whether every number of the tree is finite, as one boolean."""
-    leaves = [jnp.isfinite(a).all() for a in jax.tree.leaves(tree)]
-    return jnp.stack(leaves).all()
+    """Returns whether every number of the tree is finite, as one boolean.
+
+    Arrays of one kind, a parameter of each block and its moments, are looked at together: they have
+    one shape and lie alike. A reduction for each array makes a step three times as long to compile.
+    """
+    kinds: dict[tuple, list[jax.Array]] = {}
+    for path, array in jax.tree_util.tree_leaves_with_path(tree):
+        names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+        kind = (*(name for name in names[1:] if not name.isdigit()), array.shape)
+        kinds.setdefault(kind, []).append(jnp.isfinite(array))
+    return jnp.stack(
+        [functools.reduce(jnp.logical_and, kind).all() for kind in kinds.values()]
+    ).all()
 
 
 def step_key(seed: int, step) -> jax.Array:
