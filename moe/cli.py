@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from moe import config_files
 from moe.checks import check
-from moe.config import PATH_KEYS, check_ranges, flatten
+from moe.config import PATH_KEYS, check_ranges, flatten, from_json
 from moe.errors import UsageError, check_all
 
-CONFIG_HELP = "a config file, or the name of a shipped one"
+CONFIG_HELP = "a config file, the name of a shipped one, or the directory of a run"
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -82,12 +82,17 @@ def local_path(text: str, name: str = "--workdir") -> pathlib.Path:
 def read_config(path: str) -> ConfigDict:
     """Returns `get_config()` of a Python file, or of the shipped config of that name, unchecked.
 
+    Of the directory of a run, it is the run's own.
+
     What the file itself raises is its author's and passes as it is; what it registers is known now.
 
     Raises:
       UsageError: there is no such file, or it makes no config.
     """
-    file = config_files.find(local_path(path, "--config"))
+    place = local_path(path, "--config")
+    if (place / "config.json").is_file():
+        return _of_run(place / "config.json")
+    file = config_files.find(place)
     config_files.let_import(file)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
@@ -98,6 +103,16 @@ def read_config(path: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UsageError(f"get_config() of {path} returns no config; see moe.config.default()")
     return config
+
+
+def _of_run(file: pathlib.Path) -> ConfigDict:
+    """Returns the config that a run was made with."""
+    try:
+        return from_json(file.read_text()).copy_and_resolve_references()
+    except (OSError, ValueError, UsageError) as error:
+        raise UsageError(
+            f"--config={file.parent} is no run whose config can be used: {error}"
+        ) from error
 
 
 def load_config(path: str, overrides: dict[str, str]) -> ConfigDict:

@@ -22,6 +22,8 @@ class TopK(Router):
 
     Settings:
       k: experts per token, whole.
+      renormalise: True divides a token's K weights by their sum (Mixtral, Qwen3); False keeps each
+        expert's share of the softmax over all E (OLMoE, V-MoE).
       noise: standard deviation of the noise, in units of 1/E.
       batch_priority: True fills an expert's slots by weight (V-MoE's batch prioritized routing);
         False by order: all first choices in the order of the tokens, then all second choices.
@@ -48,6 +50,7 @@ class TopK(Router):
         capacity: int,
         *,
         k: Annotated[int, "[1, 1e5]"] = 2,
+        renormalise: bool = False,
         noise: Annotated[float, "0 or [1e-6, 1e3]"] = 1.0,
         batch_priority: bool = False,
         importance: Annotated[float, "[0, 1e3]"] = 0.005,
@@ -58,7 +61,7 @@ class TopK(Router):
         rngs: nnx.Rngs,
     ):
         super().__init__(dim, num_experts, k=k, rngs=rngs)
-        self.noise = noise / num_experts
+        self.renormalise, self.noise = renormalise, noise / num_experts
         self.batch_priority = batch_priority
         self.importance, self.load, self.balance, self.z = importance, load, balance, z
         self.vmoe_losses = vmoe_losses
@@ -75,8 +78,12 @@ class TopK(Router):
         if self.vmoe_losses:
             aux_loss = losses.by_group(aux_loss)
         order = -(rank * x_GTD.shape[1] + jnp.arange(x_GTD.shape[1])[None, :, None])
+        weights = jnp.where(chosen, probs, 0)
+        if self.renormalise:
+            total = weights.sum(-1, keepdims=True)
+            weights /= jnp.where(total > 0, total, 1)  # padding has none
         return Routing(
-            weights=jnp.where(chosen, probs, 0),
+            weights=weights,
             priority=None if self.batch_priority else order,
             rows=x_GTD.shape[1] * self.k,
             aux_loss=aux_loss(clean, noisy, chosen, mask=mask),

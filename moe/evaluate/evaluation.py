@@ -112,13 +112,23 @@ def name_files(
     return Files(result, folder / "load.png", [folder / name for name in pictures])
 
 
-def prepare(workdir: pathlib.Path, split: str | None, overrides: dict[str, str]):
-    """Returns the run as it will be evaluated, and its data; reads nothing of the checkpoint."""
+def prepare(
+    workdir: pathlib.Path,
+    split: str | None,
+    overrides: dict[str, str],
+    reads_data: bool = True,
+):
+    """Returns the run as it will be evaluated, and its data; reads nothing of the checkpoint.
+
+    Without `reads_data` the data are None, and nobody looks for them.
+    """
     saved = saved_config(workdir)
     if saved is None:
         raise UsageError(f"{workdir} holds no run (no config.json); train one with train.py")
     config = override(saved, overrides)
-    source = task_of(config).open(config, config.data.eval_split if split is None else split)
+    source = None
+    if reads_data:
+        source = task_of(config).open(config, config.data.eval_split if split is None else split)
     run = set_up(config, source)
     _check_fit(saved, run)
     return run, source
@@ -152,7 +162,7 @@ def override(saved: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
     config.eval.batch_size = _batch_size(saved, groups)
     if "data.name" in overrides:
         config.update_from_flattened_dict(
-            {key: 0 for key in task.sizes if key not in task.overrides}
+            {key: 0 for key in task.sizes if key not in task.overrides + task.kept}
         )
     return cli.apply(config, overrides)
 

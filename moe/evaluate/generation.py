@@ -15,6 +15,7 @@ from moe.errors import UsageError
 from moe.evaluate import evaluation
 from moe.evaluate.sampling import Sampler, Sampling
 from moe.ranges import Key, contains
+from moe.store import tokens
 from moe.store.workdir import saved_config
 
 # What the flags may be. Below a temperature of 0.001 logits may leave float32.
@@ -64,6 +65,9 @@ def generate_run(
 ) -> list[Row]:
     """Continues each prompt `num_samples` times; writes the text to `screen` as it comes.
 
+    The tokenizer is the run's own, of its directory; runs of before have none there, which take
+    that of their data, as does a run for which another text is named.
+
     Args:
       workdir: directory of a run of text.
       prompts: each the beginning of a document; "" for none yet.
@@ -87,8 +91,10 @@ def generate_run(
             f"{workdir} holds a run of the task {saved.task!r}; text comes from 'text'"
         )
     # Against a cache, "splash" cannot; what it computes is the same.
-    run, source = evaluation.prepare(workdir, None, {"model.attention": "auto"} | (overrides or {}))
-    tokenizer = open_tokenizer(source)
+    overrides = {"model.attention": "auto"} | (overrides or {})
+    tokenizer = None if "data.name" in overrides else tokens.read(workdir)
+    run, source = evaluation.prepare(workdir, None, overrides, reads_data=tokenizer is None)
+    tokenizer = tokenizer or open_tokenizer(source)
     encoded = [_encode(tokenizer, text, run.config.data.seq_len) for text in prompts]
     if json_file is not None:
         outputs.check(json_file, "--json")

@@ -21,6 +21,7 @@ def feed_forward(
     mlp_dim: int,
     dense_dim: int,
     dtype=jnp.float32,
+    exact: bool = False,
 ) -> Callable[[int, int, nnx.Rngs], nnx.Module]:
     """Returns (block number, tokens T, rngs) -> the block's MLP, or its experts if in `layers`.
 
@@ -29,19 +30,21 @@ def feed_forward(
       layers: numbers of the blocks with experts.
       width, mlp_dim: D and F; the latter also of the experts where they have no width of their own.
       dense_dim: F of the MLP that stands for a layer of experts under `moe.dense`.
+      exact: whether GELU is `moe.nn.mlp.activate`'s exact one.
     """
 
     def build(number: int, tokens: int, rngs: nnx.Rngs) -> nnx.Module:
         if number not in layers:
-            return Mlp(width, mlp_dim, dtype=dtype, rngs=rngs)
+            return Mlp(width, mlp_dim, exact=exact, dtype=dtype, rngs=rngs)
         if moe.dense:
-            return Mlp(width, dense_dim, dtype=dtype, rngs=rngs)
+            return Mlp(width, dense_dim, exact=exact, dtype=dtype, rngs=rngs)
         return MoE(
             width,
             moe.expert_dim or mlp_dim,
             tokens,
             group_size=moe.group_size,
             **expert_settings(moe, router),
+            exact=exact,
             dtype=dtype,
             rngs=rngs,
         )

@@ -42,6 +42,7 @@ class Decoder(nnx.Module):
       rope_base: the larger, the slower the slowest turn.
       tied: whether the head is the embedding, transposed.
       softcap: of the logits, 0 for none.
+      norm_eps: of the last norm.
       embed_scale: standard deviation of the embedding's and the head's initial values.
     """
 
@@ -60,6 +61,7 @@ class Decoder(nnx.Module):
         tied: bool = True,
         softcap: float = 0.0,
         dropout: float = 0.0,
+        norm_eps: float = 1e-6,
         embed_scale: float = 0.02,
         dtype,
         rngs: nnx.Rngs,
@@ -68,7 +70,7 @@ class Decoder(nnx.Module):
         table = init(rngs.params(), (vocab, width), jnp.float32)
         self.embedding = nnx.Param(table, axes=("vocab", "embed"))
         self.blocks = Blocks(block, kinds, scan=scan, remat=remat, key=rngs.params())
-        self.norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
+        self.norm = nnx.RMSNorm(width, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         table = None if tied else init(rngs.params(), (width, vocab), jnp.float32)
         self.untied = None if tied else nnx.Param(table, axes=("embed", "vocab"))
         self.dropout = nnx.Dropout(dropout)
@@ -152,6 +154,7 @@ def build_decoder(
     attention_softcap: float = 0.0,
     attention: str = "auto",
     dropout: float = 0.0,
+    norm_eps: float = 1e-6,
     scan: bool = True,
     remat: str = "none",
     dtype=jnp.float32,
@@ -172,6 +175,7 @@ def build_decoder(
       shared_experts: so many times expert_dim is the hidden width of the network that all tokens
         pass beside their experts.
       window: tokens that a query sees, but in each `global_every`-th block (0: in no block) all.
+      norm_eps: of every RMSNorm.
       attention, attention_softcap: back end and soft-cap of `moe.nn.attention.attention`.
       settings: further ones of `Decoder`: rope_base, tied, softcap, embed_scale.
     """
@@ -200,12 +204,14 @@ def build_decoder(
             window=0 if sees_all(number) else window,
             softcap=attention_softcap,
             backend=attention,
+            norm_eps=norm_eps,
             out_scale=kind["out_scale"],
             dtype=dtype,
             rngs=rngs,
         )
         feed = feed_forward(number, rngs)
-        return DecoderBlock(width, attend, feed, dropout=dropout, dtype=dtype, rngs=rngs)
+        rest = {"dropout": dropout, "norm_eps": norm_eps, "dtype": dtype, "rngs": rngs}
+        return DecoderBlock(width, attend, feed, **rest)
 
     return Decoder(
         vocab=vocab,
@@ -217,6 +223,7 @@ def build_decoder(
         kv_heads=kv_heads,
         head_dim=head_dim,
         dropout=dropout,
+        norm_eps=norm_eps,
         dtype=dtype,
         rngs=rngs,
         **settings,

@@ -42,6 +42,7 @@ class VisionTransformer(nnx.Module):
       kinds, scan, remat: of `moe.nn.blocks.Blocks`.
       position: "learned" embeddings, or fixed "sincos" ones, which need fewer steps.
       pool: "cls" reads the class off an extra learned token, "mean" off the mean of all tokens.
+      norm_eps: of the last LayerNorm.
       dropout: rate after attention and feed-forward, and on the embedded tokens.
       dtype: of the computation; parameters, router, norms' statistics and logits are float32.
     """
@@ -61,6 +62,7 @@ class VisionTransformer(nnx.Module):
         pool: str,
         position: str,
         dropout: float,
+        norm_eps: float = 1e-6,
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -93,7 +95,7 @@ class VisionTransformer(nnx.Module):
             key=rngs.params(),
         )
         self.dropout = nnx.Dropout(dropout)
-        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         zeros = nnx.initializers.zeros_init()
         self.head = nnx.Linear(
             width,

@@ -33,8 +33,10 @@ class Run(NamedTuple):
 class Block(nnx.Module):
     """Computes a pre-norm transformer block; `feed_forward` is an `Mlp` or a `MoE`."""
 
-    def __init__(self, dim: int, heads: int, feed_forward: nnx.Module, *, dropout, dtype, rngs):
-        self.norm_attention = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+    def __init__(self, dim: int, heads: int, feed_forward: nnx.Module, *, dropout, norm_eps=1e-6,
+                 dtype, rngs):  # fmt: skip
+        norm = {"epsilon": norm_eps, "dtype": dtype, "rngs": rngs}
+        self.norm_attention = nnx.LayerNorm(dim, **norm)
         self.attention = nnx.MultiHeadAttention(
             heads,
             dim,
@@ -47,7 +49,7 @@ class Block(nnx.Module):
             out_bias_metadata={"axes": (None,)},
             rngs=rngs,
         )
-        self.norm_feed_forward = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+        self.norm_feed_forward = nnx.LayerNorm(dim, **norm)
         self.feed_forward = feed_forward
         self.dropout = nnx.Dropout(dropout)
 

@@ -35,6 +35,7 @@ class GroupedQueryAttention(nnx.Module):
       qk_norm: RMSNorm of queries and keys before they are turned: of each "head" (Qwen3), of "all"
         heads as one vector (OLMoE), or "none" (Llama, Mixtral).
       window: tokens that a query sees, itself included; 0: all before it.
+      norm_eps: of the norms of queries and keys.
       softcap, backend: of `moe.nn.attention.attention`.
     """
 
@@ -49,6 +50,7 @@ class GroupedQueryAttention(nnx.Module):
         window: int = 0,
         softcap: float = 0.0,
         backend: str = "auto",
+        norm_eps: float = 1e-6,
         out_scale: float = 1.0,
         dtype,
         rngs: nnx.Rngs,
@@ -74,7 +76,8 @@ class GroupedQueryAttention(nnx.Module):
 
         def norm(heads: int) -> nnx.RMSNorm | None:
             features = {"head": 1, "all": heads, "none": 0}[qk_norm] * head_dim
-            return nnx.RMSNorm(features, dtype=dtype, rngs=rngs) if features else None
+            kind = {"epsilon": norm_eps, "dtype": dtype, "rngs": rngs}
+            return nnx.RMSNorm(features, **kind) if features else None
 
         self.query_norm, self.key_norm = norm(heads), norm(kv_heads)
         self.qk_norm, self.window, self.softcap, self.backend = qk_norm, window, softcap, backend
@@ -121,10 +124,11 @@ class DecoderBlock(nnx.Module):
     """
 
     def __init__(self, dim: int, attention: nnx.Module, feed_forward: nnx.Module, *, dropout=0.0,
-                 dtype, rngs: nnx.Rngs):  # fmt: skip
-        self.norm_attention = nnx.RMSNorm(dim, dtype=dtype, rngs=rngs)
+                 norm_eps=1e-6, dtype, rngs: nnx.Rngs):  # fmt: skip
+        norm = {"epsilon": norm_eps, "dtype": dtype, "rngs": rngs}
+        self.norm_attention = nnx.RMSNorm(dim, **norm)
         self.attention = attention
-        self.norm_feed_forward = nnx.RMSNorm(dim, dtype=dtype, rngs=rngs)
+        self.norm_feed_forward = nnx.RMSNorm(dim, **norm)
         self.feed_forward = feed_forward
         self.dropout = nnx.Dropout(dropout)
 

@@ -19,7 +19,8 @@ class Experts(nnx.Module):
     """Applies E independent MLPs as batched matmuls, [E, G, C, D] -> [E, G, C, D].
 
     Where a mesh splits them, each device runs its experts on the slots that it received; the
-    hidden width is split by `tensor`. `gated`, `bias` and `out_scale` are as of `moe.nn.mlp.Mlp`.
+    hidden width is split by `tensor`. `gated`, `bias`, `exact` and `out_scale` are as of
+    `moe.nn.mlp.Mlp`.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Experts(nnx.Module):
         dropout,
         gated: bool = False,
         bias: bool = True,
+        exact: bool = False,
         out_scale: float = 1.0,
         dtype,
         rngs: nnx.Rngs,
@@ -53,7 +55,7 @@ class Experts(nnx.Module):
         self.kernel_gate = parameter(value, None, "mlp") if gated else None
         self.bias_gate = zeros(hidden, "mlp") if gated else None
         self.dropout = nnx.Dropout(dropout)
-        self.dtype = dtype
+        self.dtype, self.exact = dtype, exact
 
     def __call__(self, x_EGCD, key=None):
         def linear(x, kernel, bias):
@@ -65,7 +67,7 @@ class Experts(nnx.Module):
         gate = self.kernel_gate
         if gate is not None:
             gate = linear(x_EGCD, gate, self.bias_gate)
-        hidden = activate(hidden, gate)
+        hidden = activate(hidden, gate, self.exact)
         hidden = mesh.constrain(hidden, "expert", "slots", None, "mlp")
         hidden = self.dropout(hidden, deterministic=key is None, rngs=key)
         out = linear(hidden, self.kernel_narrow, self.bias_narrow)
@@ -79,14 +81,14 @@ class Experts(nnx.Module):
         parameters = [getattr(self, name) for name in names]
         return Network(
             on_slots=functools.partial(self, key=key),
-            on_rows=functools.partial(_on_rows, tuple(names), key, self.dropout.rate),
+            on_rows=functools.partial(_on_rows, tuple(names), key, self.dropout.rate, self.exact),
             parameters=tuple(p[...].astype(self.dtype) for p in parameters),
             # Inside a loop over stacked blocks the metadata still has the axis of the layers.
             axes=tuple(p.get_metadata()["axes"][-p[...].ndim :] for p in parameters),
         )
 
 
-def _on_rows(names, key, rate, parameters, x_ND, sizes_E, id_N):
+def _on_rows(names, key, rate, exact, parameters, x_ND, sizes_E, id_N):
     """Applies each device's experts, and its part of F, to rows that are sorted by expert."""
     of = dict(zip(names, parameters, strict=True))
     x_ND = x_ND.astype(of["kernel_wide"].dtype)
@@ -100,7 +102,7 @@ def _on_rows(names, key, rate, parameters, x_ND, sizes_E, id_N):
     gate = None
     if "kernel_gate" in of:
         gate = add(grouped_matmul(x_ND, of["kernel_gate"], sizes_E), "bias_gate")
-    hidden = activate(hidden, gate)
+    hidden = activate(hidden, gate, exact)
     if key is not None and rate > 0:
         hidden = _drop(hidden, key, rate, id_N)
     out = mesh.total(grouped_matmul(hidden, of["kernel_narrow"], sizes_E), "tensor")

@@ -33,7 +33,8 @@ class MoE(nnx.Module):
     """Routes tokens to experts, in groups of `group_size` whole examples of the batch.
 
     `shared` is the hidden width of one more network that every token passes (0: none), as in
-    DeepSeekMoE (Dai et al. 2024); `gated`, `bias` and `out_scale` are those of `Mlp` and `Experts`.
+    DeepSeekMoE (Dai et al. 2024); `gated`, `bias`, `exact` and `out_scale` are those of `Mlp` and
+    `Experts`.
     `mask`, [B] or [B, T], is False on padding, which gets no slot and enters no loss and no report.
 
     A `causal` layer's output at position t depends on its row's tokens up to t, and on no other row
@@ -62,6 +63,7 @@ class MoE(nnx.Module):
         dropout: float,
         gated: bool = False,
         bias: bool = True,
+        exact: bool = False,
         shared: int = 0,
         out_scale: float = 1.0,
         dtype,
@@ -78,7 +80,8 @@ class MoE(nnx.Module):
             for factor in (capacity_factor, eval_capacity_factor)
         )
         self.router = router(dim, num_experts, self.limits.capacity, rngs=rngs, **settings)
-        kind = {"gated": gated, "bias": bias, "out_scale": out_scale, "dtype": dtype, "rngs": rngs}
+        kind = {"gated": gated, "bias": bias, "exact": exact, "out_scale": out_scale}
+        kind |= {"dtype": dtype, "rngs": rngs}
         self.experts = Experts(num_experts, dim, hidden, dropout=dropout, **kind)
         self.shared = Mlp(dim, shared, **kind) if shared else None
         self.num_experts, self.group_size = num_experts, group_size

@@ -10,7 +10,7 @@ class Mlp(nnx.Module):
     """Applies a linear map, GELU, and another; gated, silu(x G) * (x W) before the last (SwiGLU).
 
     Shazeer 2020, "GLU variants improve transformer". `out_scale` is that of the last kernel's
-    initial values.
+    initial values, `exact` of `activate`.
     """
 
     def __init__(
@@ -20,6 +20,7 @@ class Mlp(nnx.Module):
         *,
         gated: bool = False,
         bias: bool = True,
+        exact: bool = False,
         out_scale: float = 1.0,
         dtype,
         rngs: nnx.Rngs,
@@ -31,17 +32,23 @@ class Mlp(nnx.Module):
         init = scaled_normal(out_scale)
         self.narrow = nnx.Linear(hidden, dim, kernel_init=init, **common, **narrow)
         self.gate = nnx.Linear(dim, hidden, **common, **wide) if gated else None
+        self.exact = exact
 
     def __call__(self, x, *, mask=None, train=False, key=None):
-        hidden = activate(self.wide(x), None if self.gate is None else self.gate(x))
+        gate = None if self.gate is None else self.gate(x)
+        hidden = activate(self.wide(x), gate, self.exact)
         if self.gate is not None:
             hidden = constrain(hidden, "batch", None, "mlp")
         return self.narrow(hidden), None
 
 
-def activate(wide, gate=None):
-    """Returns the hidden units: GELU, or SwiGLU's where there is a gate."""
-    return jax.nn.gelu(wide) if gate is None else jax.nn.silu(gate) * wide
+def activate(wide, gate=None, exact: bool = False):
+    """Returns the hidden units: GELU, or SwiGLU's where there is a gate.
+
+    `exact` takes GELU's normal distribution itself, not its form by tanh (Hendrycks and Gimpel
+    2016 have both): published models were trained with the one or the other.
+    """
+    return jax.nn.gelu(wide, approximate=not exact) if gate is None else jax.nn.silu(gate) * wide
 
 
 def scaled_normal(scale: float, batch_axis=()):

@@ -23,6 +23,17 @@ def checksums(arrays: dict[str, jax.Array]) -> dict[str, int]:
     return {name: int(value) for name, value in zip(arrays, sums, strict=True)}
 
 
+def of_part(part: np.ndarray, start: tuple[int, ...]) -> int:
+    """Returns what a part of an array adds to its checksum, modulo 2^32.
+
+    Args:
+      start: the part's first place along each axis of the array.
+    """
+    spans = [(first, first + size) for first, size in zip(start, part.shape, strict=True)]
+    words = part.view(UNSIGNED[part.dtype.itemsize]).astype(np.uint32, copy=False)
+    return int(_contract(words, [_weights(axis, *span) for axis, span in enumerate(spans)]))
+
+
 def _on_devices(arrays: list[jax.Array]) -> list[np.ndarray]:
     sums = [_summed(a, [_weights(i, 0, n) for i, n in enumerate(a.shape)]) for a in arrays]
     return jax.device_get(sums)
@@ -34,10 +45,7 @@ def _on_hosts(arrays: list[jax.Array]) -> np.ndarray:
         for shard in array.addressable_shards:
             if shard.replica_id == 0:
                 spans = [s.indices(n)[:2] for s, n in zip(shard.index, array.shape, strict=True)]
-                words = np.asarray(shard.data)
-                words = words.view(UNSIGNED[words.dtype.itemsize]).astype(np.uint32, copy=False)
-                weights = [_weights(axis, *span) for axis, span in enumerate(spans)]
-                totals[i] += int(_contract(words, weights))
+                totals[i] += of_part(np.asarray(shard.data), tuple(first for first, _ in spans))
     sums = np.array([total % 2**32 for total in totals], np.uint32)
     if jax.process_count() > 1:
         sums = process_allgather(sums).sum(0, dtype=np.uint32)

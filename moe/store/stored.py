@@ -20,7 +20,9 @@ def fits(directory: pathlib.Path, like: dict[str, Any]) -> bool:
     keys = ts.KvStore.open(_database(directory)).result().list().result() if like else []
     if not like.keys() <= {key.decode().partition("/")[0] for key in keys}:
         return False
-    return all(not _misfit(_open(directory, name).result(), leaf) for name, leaf in like.items())
+    return all(
+        not _misfit(open_array(directory, name).result(), leaf) for name, leaf in like.items()
+    )
 
 
 def read(directory: pathlib.Path, like: dict[str, Any]) -> dict[str, jax.Array]:
@@ -33,7 +35,7 @@ def read(directory: pathlib.Path, like: dict[str, Any]) -> dict[str, jax.Array]:
     Raises:
       ValueError: an array cannot be read, is not there, or is of another shape or type.
     """
-    opening = {name: _open(directory, name) for name in like}
+    opening = {name: open_array(directory, name) for name in like}
     parts: dict[str, dict[str, ts.Future]] = {}
     for name, leaf in like.items():
         store = opening[name].result()
@@ -55,8 +57,20 @@ def read(directory: pathlib.Path, like: dict[str, Any]) -> dict[str, jax.Array]:
     return {name: array(name, leaf) for name, leaf in like.items()}
 
 
-def _open(directory: pathlib.Path, name: str) -> ts.Future:
+def open_array(directory: pathlib.Path, name: str) -> ts.Future:
+    """Opens an array of an item, to be read."""
     return ts.open({"driver": "zarr", "kvstore": _database(directory) | {"path": f"{name}/"}})
+
+
+def create(
+    directory: pathlib.Path, name: str, shape: tuple[int, ...], chunks: tuple[int, ...]
+) -> ts.TensorStore:
+    """Makes a float32 array in the database of an item, to be written in pieces of `chunks`."""
+    metadata = {"shape": list(shape), "chunks": list(chunks), "dtype": "<f4"}
+    metadata["compressor"] = {"id": "zstd", "level": 1}
+    kvstore = _database(directory) | {"path": f"{name}/"}
+    spec = {"driver": "zarr", "kvstore": kvstore, "metadata": metadata}
+    return ts.open(spec, create=True, delete_existing=True).result()
 
 
 def _misfit(store: ts.TensorStore, leaf) -> str:

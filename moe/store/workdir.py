@@ -10,6 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from moe import config as configs
+from moe import outputs
+from moe.data.text import tokenizer
 from moe.errors import UsageError
 from moe.hosts.distributed import by_first, first_text, is_first
 from moe.screen import say
@@ -19,6 +21,7 @@ from moe.store.records import read
 
 # What else may lie in the directory of a run is nobody's business.
 FILES = ("config.json", "config.json.new", "metrics.jsonl", "init.json", lock.FILE)
+FILES += (tokenizer.FILE, tokenizer.MARKS)
 DIRECTORIES = ("checkpoints", "checkpoints.damaged", "events")
 
 
@@ -143,6 +146,12 @@ def opened(config: ConfigDict, workdir: pathlib.Path, extend: bool = False):
         except OSError as error:
             raise UsageError(f"cannot write to --workdir={workdir}: {error.strerror}") from error
         yield
+
+
+def keep(files: dict[str, bytes], workdir: pathlib.Path) -> None:
+    """Writes what a run keeps of its data."""
+    for name, content in files.items():
+        outputs.write(workdir / name, lambda fresh, content=content: fresh.write_bytes(content))
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:

@@ -59,6 +59,8 @@ class Images(Task):
                 "pool": Key("cls", POOLS),
                 "position": Key("learned", POSITIONS),
                 "dropout": Key(0.0, RATE),
+                "norm_eps": Key(1e-6, "[1e-12, 1]"),  # of LayerNorm
+                "gelu": Key("tanh", ("tanh", "exact")),  # see `moe.nn.mlp.activate`
             },
             "optimizer": {"label_smoothing": Key(0.0, RATE)},
         }
@@ -122,11 +124,13 @@ class Images(Task):
         layers = moe_layers(config.moe.layers, depth)
         dtype = jnp.dtype(model.dtype)
         dense = dense_width(config, mlp_dim)
-        mlp = feed_forward(config.moe, config.router, layers, width, mlp_dim, dense, dtype)
+        exact = model.gelu == "exact"
+        mlp = feed_forward(config.moe, config.router, layers, width, mlp_dim, dense, dtype, exact)
 
         def block(number: int, tokens: int, rngs: nnx.Rngs) -> Block:
             inner = mlp(number, tokens, rngs)
-            return Block(width, heads, inner, dropout=model.dropout, dtype=dtype, rngs=rngs)
+            rest = {"dropout": model.dropout, "norm_eps": model.norm_eps}
+            return Block(width, heads, inner, **rest, dtype=dtype, rngs=rngs)
 
         return VisionTransformer(
             image_size=data.image_size,
@@ -141,6 +145,7 @@ class Images(Task):
             pool=model.pool,
             position=model.position,
             dropout=model.dropout,
+            norm_eps=model.norm_eps,
             dtype=dtype,
             rngs=rngs,
         )

@@ -73,6 +73,8 @@ class Task:
       shown: the scalars of the screen's lines.
       sizes: keys that `resolve` fills in from the data.
       overrides: keys, beside those of any task, that an evaluation may change.
+      kept: those of `sizes` that an evaluation on other data keeps; `resolve` says where these do
+        not fit.
       pictures: files that `draw` writes.
       ends: how parameters are named that depend on the data; a run that starts from another's
         (`init.workdir`) may have them of other shapes, and makes them anew.
@@ -84,6 +86,7 @@ class Task:
     shown: ClassVar[tuple[Metric, ...]]
     sizes: ClassVar[tuple[str, ...]] = ()
     overrides: ClassVar[tuple[str, ...]] = ()
+    kept: ClassVar[tuple[str, ...]] = ()
     pictures: ClassVar[tuple[str, ...]] = ()
     ends: ClassVar[tuple[str, ...]] = ()
     causal: ClassVar[bool] = False
@@ -118,6 +121,10 @@ class Task:
           UsageError: what the config says of the data is not so.
         """
         return config
+
+    def files(self, source: Source) -> dict[str, bytes]:
+        """Returns what of the data a run keeps in its directory, by the names of files."""
+        return {}
 
     def batch(self, config: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a training batch of `size` examples, the first axis of each."""

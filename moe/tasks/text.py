@@ -1,6 +1,6 @@
 """Learns to predict the next token of a text: a causal decoder on packed documents."""
 
-import hashlib
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from moe.data.text import Mixture, TextSource, eval_batches, open_text, train_batches
+from moe.data.text.tokenizer import FILE, MARKS, fingerprint
 from moe.errors import UsageError, raise_all
 from moe.models.build import expert_settings, moe_layers
 from moe.models.decoder import Decoder, build_decoder
@@ -40,6 +41,7 @@ class Text(Task):
     shown = (LOSS, best, Metric("accuracy", higher=True, form=".2%"))
     causal = True
     sizes = ("data.vocabulary",)
+    kept = ("data.vocabulary",)  # a model may have more tokens than its tokenizer
     ends = ("embedding", "untied")
     overrides = ("model.attention",)  # a back end that is not everywhere, of one result
     pictures = ("text.png", "text.html")
@@ -65,6 +67,7 @@ class Text(Task):
                 "window": Key(0, "0 or [1, 1e7]"),  # tokens that a query sees; 0: all before it
                 "global_every": Key(0, "0 or [1, 1e3]"),  # each so-many-th block sees all
                 "rope_base": Key(10_000.0, "[1, 1e9]"),
+                "norm_eps": Key(1e-6, "[1e-12, 1]"),  # of RMSNorm
                 "tied": Key(True),  # whether the head is the embedding
                 "softcap": Key(0.0, "0 or [1e-3, 1e6]"),  # of the head's logits
                 "attention_softcap": Key(0.0, "0 or [1e-3, 1e6]"),
@@ -98,21 +101,26 @@ class Text(Task):
     def resolve(self, config: ConfigDict, source: TextSource | Mixture) -> ConfigDict:
         config = ConfigDict(config.to_dict())
         data, own = config.data, source.vocabulary
-        if data.vocabulary and data.vocabulary < own:
-            raise UsageError(
-                f"config.data.vocabulary={data.vocabulary} is less than the {own} tokens of "
-                f"{data.name!r}: say {own} or more, or 0 for as many"
-            )
-        known = source.tokenizer
-        tokenizer = hashlib.sha256(known).hexdigest()[:16] if known else "none"
+        tokenizer = fingerprint(source.tokenizer)
         if data.tokenizer not in ("", tokenizer):
             raise UsageError(
                 f"the text {data.name!r} has another tokenizer ({tokenizer}) than the model was "
                 f"made for ({data.tokenizer}): prepare it with the tokenizer.json of the model's "
                 "own text"
             )
+        if data.vocabulary and data.vocabulary < own:
+            raise UsageError(
+                f"config.data.vocabulary={data.vocabulary} is less than the {own} tokens of "
+                f"{data.name!r}: say {own} or more, or 0 for as many"
+            )
         data.vocabulary, data.tokenizer = data.vocabulary or own, tokenizer
         return config.lock()
+
+    def files(self, source: TextSource | Mixture) -> dict[str, bytes]:
+        if not source.tokenizer:
+            return {}
+        marks = {"begin": source.begin, "end": source.end}
+        return {FILE: source.tokenizer, MARKS: json.dumps(marks).encode()}
 
     def batch(self, config: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         shape = size, config.data.seq_len
@@ -140,6 +148,7 @@ class Text(Task):
         model, moe = config.model, config.moe
         names = ("kv_heads", "head_dim", "window", "global_every", "qk_norm", "attention_softcap")
         names += ("attention", "dropout", "scan", "remat", "rope_base", "tied", "softcap")
+        names += ("norm_eps",)
         return build_decoder(
             vocab=config.data.vocabulary,
             width=model.width,

@@ -8,11 +8,9 @@ the sparse model does not compute what the dense one did where the weights do no
 import pathlib
 import re
 from collections import Counter
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from ml_collections import ConfigDict
 
 from moe import outputs
@@ -20,27 +18,22 @@ from moe.errors import UsageError
 from moe.hosts.distributed import together
 from moe.screen import say
 from moe.store.checkpoint import Checkpoints, named
+from moe.store.origins import COPIES, SAME, Layout, Rule, find, places
 from moe.store.workdir import saved_config, saved_steps
 from moe.train.run import Run, set_up
 from moe.train.step import State
 
-# Of an expert, [E, ...], and of the dense MLP that it starts as.
-EXPERTS = {
-    "feed_forward.experts.kernel_wide": "feed_forward.wide.kernel",
-    "feed_forward.experts.bias_wide": "feed_forward.wide.bias",
-    "feed_forward.experts.kernel_narrow": "feed_forward.narrow.kernel",
-    "feed_forward.experts.bias_narrow": "feed_forward.narrow.bias",
-    "feed_forward.experts.kernel_gate": "feed_forward.gate.kernel",
-    "feed_forward.experts.bias_gate": "feed_forward.gate.bias",
-}
+# What the arrays of experts start as, where the other run has a dense network.
+RULES = tuple(
+    Rule(
+        f"blocks.{{n}}.feed_forward.experts.{kind}_{part}",
+        f"blocks.{{n}}.feed_forward.{part}.{kind}",
+        COPIES,
+    )
+    for part in ("wide", "narrow", "gate")
+    for kind in ("kernel", "bias")
+)
 NEW = "new"
-
-
-class Place(NamedTuple):
-    """Where a parameter of one block is: a leaf's name, and its turn in a loop (None outside)."""
-
-    leaf: str
-    turn: int | None
 
 
 def start_from_checkpoint(run: Run, state: State) -> tuple[State, dict]:
@@ -114,15 +107,10 @@ def origin_of_each(run: Run, source: Run) -> dict[str, str]:
     theirs = _shapes(source)
     origins = {}
     for name, shape in _shapes(run).items():
-        dense = _dense_name(name)
-        if dense in theirs and name not in theirs:
-            expected, origins[name] = tuple(s for s in shape[1:] if s != 1), dense
-            actual = theirs[dense]
-        elif name in theirs:
-            expected, actual, origins[name] = shape, theirs[name], name
-        else:
-            origins[name] = NEW
+        origins[name], layout = _origin(name, theirs)
+        if origins[name] == NEW:
             continue
+        expected, actual = layout.theirs(shape), theirs[origins[name]]
         if expected == actual:
             continue
         if not name.startswith(run.task.ends) and ".router." not in name:
@@ -153,60 +141,43 @@ def _source(run: Run) -> Run:
     return set_up(saved.lock(), devices=list(run.mesh.devices.flat))
 
 
-def places(run: Run) -> dict[str, Place]:
-    """Returns where each parameter of each block is, also where blocks are stacked for a loop."""
-    model = nnx.merge(run.graphdef, run.params)
-    loops = {
-        str(loop.start + i): loop
-        for loop in model.blocks.runs
-        if loop.repeats > 1
-        for i in range(loop.period)
-    }
-    where = {}
-    for leaf in named(run.params):
-        head, _, rest = leaf.partition(".")
-        number, _, rest = rest.partition(".")
-        if head != "blocks" or number not in loops:
-            where[leaf] = Place(leaf, None)
-            continue
-        for turn in range(loops[number].repeats):
-            where[f"blocks.{int(number) + turn * loops[number].period}.{rest}"] = Place(leaf, turn)
-    return where
-
-
 def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
     leaves = named(run.params)
     return {
         name: leaves[place.leaf].shape[0 if place.turn is None else 1 :]
-        for name, place in places(run).items()
+        for name, place in places(run.graphdef, run.params).items()
     }
 
 
-def _dense_name(name: str) -> str | None:
-    block = re.match(r"(blocks\.\d+\.)(.*)", name)
-    return block[1] + EXPERTS[block[2]] if block and block[2] in EXPERTS else None
+def _origin(name: str, theirs) -> tuple[str, Layout]:
+    """Returns the other run's parameter that one is made of, or "new", and how."""
+    if name in theirs:
+        return name, SAME
+    for rule, number in find(RULES, name):
+        if (dense := rule.theirs.replace("{n}", number)) in theirs:
+            return dense, rule.layout
+    return NEW, SAME
 
 
 def _assemble(run: Run, new, old, source: Run):
     """Returns the new parameters, block by block, from the old ones."""
-    origins, source_places, leaves = origin_of_each(run, source), places(source), named(old)
+    origins, leaves = origin_of_each(run, source), named(old)
+    mine, theirs = (places(r.graphdef, r.params) for r in (run, source))
 
     def value(name: str, fresh):
-        origin = origins[name]
-        if origin == NEW:
+        if origins[name] == NEW:
             return fresh
-        place = source_places[origin]
+        origin, layout = _origin(name, theirs)
+        place = theirs[origin]
         saved = leaves[place.leaf] if place.turn is None else leaves[place.leaf][place.turn]
-        if origin == name:
-            return saved
-        return jnp.broadcast_to(saved.reshape(1, *fresh.shape[1:]), fresh.shape)
+        return layout.read(saved, fresh.shape)
 
     parts: dict[str, list] = {}
     fresh = named(new)
-    for name, place in places(run).items():
+    for name, place in mine.items():
         leaf = fresh[place.leaf]
         initial = leaf if place.turn is None else leaf[place.turn]
         parts.setdefault(place.leaf, []).append(value(name, initial))
-    stacked = {place.leaf for place in places(run).values() if place.turn is not None}
+    stacked = {place.leaf for place in mine.values() if place.turn is not None}
     whole = [jnp.stack(parts[leaf]) if leaf in stacked else parts[leaf][0] for leaf in fresh]
     return jax.tree.unflatten(jax.tree.structure(new), whole)

@@ -42,6 +42,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, extend: bool = False) -> di
     fresh = None if workdirs.has_checkpoint(workdir) else _fresh(run)
     with contextlib.ExitStack() as stack:
         by_first(lambda: stack.enter_context(workdirs.opened(run.config, workdir, extend)))
+        by_first(lambda: workdirs.keep(run.task.files(train_source), workdir))
         checkpoints = Checkpoints(
             workdir / "checkpoints", config.checkpoint.keep, best=run.task.best
         )

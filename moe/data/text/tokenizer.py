@@ -5,6 +5,7 @@ is one line of ours.
 """
 
 import codecs
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from moe.errors import UsageError
 
 BYTES = "bytes"
 FILE = "tokenizer.json"
+MARKS = "tokenizer_marks.json"  # in a run's directory: the tokens that begin and end a document
 INSTALL = "type `pip install tokenizers` (the extra permoe[text])"
 # The tokens that begin and end a document, in the tokenizers that people use.
 _MARKS = (
@@ -178,8 +180,13 @@ def parse(
             f"{place} is no tokenizer.json ({' '.join(str(error).split())[:200]}): expected a file "
             "that the library tokenizers saved"
         ) from error
-    marks = (begin, end) if begin is end is None else (begin or end, end or begin)
+    marks = (end if begin is None else begin, begin if end is None else end)
     return Library(content, *_find_marks(tokenizer, place, marks), tokenizer)
+
+
+def fingerprint(content: bytes) -> str:
+    """Returns what a config keeps of a tokenizer.json, `data.tokenizer`; "none" of an empty one."""
+    return hashlib.sha256(content).hexdigest()[:16] if content else "none"
 
 
 def _find_marks(tokenizer: Any, place: str, marks: tuple) -> tuple[int, int]:

@@ -9,7 +9,8 @@ import pytest
 
 from moe.errors import UsageError
 from moe.store.checkpoint import named
-from moe.train.origins import places, start_from_checkpoint, write_origin
+from moe.store.origins import places
+from moe.train.origins import start_from_checkpoint, write_origin
 from moe.train.run import set_up
 from moe.train.trainer import train
 from tests.moe.conftest import open_source
@@ -29,7 +30,7 @@ def parameters(workdir, step):
     arrays = manager.restore(step, args=args)["params"]
     return {
         name: arrays[f"params.{p.leaf}"] if p.turn is None else arrays[f"params.{p.leaf}"][p.turn]
-        for name, p in places(run).items()
+        for name, p in places(run.graphdef, run.params).items()
     }
 
 
@@ -52,7 +53,7 @@ def started(config, workdir):
     leaves = named(state["params"])
     return run, {
         name: np.asarray(leaves[p.leaf] if p.turn is None else leaves[p.leaf][p.turn])
-        for name, p in places(run).items()
+        for name, p in places(run.graphdef, run.params).items()
     }
 
 
@@ -67,7 +68,7 @@ def test_a_dense_checkpoint_becomes_experts(scan, dense, tiny, tmp_path, capsys)
     for name, origin in report["parameters"].items():
         if origin == "new":
             assert ".router." in name
-            place = places(run)[name]
+            place = places(run.graphdef, run.params)[name]
             value = fresh[place.leaf] if place.turn is None else fresh[place.leaf][place.turn]
             np.testing.assert_array_equal(mine[name], value)
         elif origin == name:

@@ -1,0 +1,159 @@
+"""Writes and reads the parameters of a checkpoint piece by piece: no array need be whole at once.
+
+What is written is what `moe.store.checkpoint` saves: Orbax's files and the arrays' checksums.
+"""
+
+import json
+import math
+import pathlib
+import shutil
+import time
+
+import numpy as np
+import tensorstore as ts
+
+from moe.errors import UsageError
+from moe.store import checksums, stored
+
+_HANDLER = "orbax.checkpoint._src.handlers.standard_checkpoint_handler.StandardCheckpointHandler"
+
+
+class Writer:
+    """Makes the checkpoint of a step from parameters that come in pieces.
+
+    Args:
+      directory: of the checkpoint, which is made.
+      shapes: of the parameters, by name; all are float32.
+      split: the names of those that come by pieces of their first axis, the others come whole.
+    """
+
+    def __init__(
+        self, directory: pathlib.Path, shapes: dict[str, tuple[int, ...]], split: set[str]
+    ):
+        self._directory, self._item = directory, directory / "params"
+        self._item.mkdir(parents=True)
+        self._stores, self._sums = {}, dict.fromkeys(shapes, 0)
+        for name, shape in shapes.items():
+            chunks = (1, *shape[1:]) if name in split else shape
+            self._stores[name] = stored.create(self._item, f"params.{name}", shape, chunks)
+
+    def write(self, name: str, value: np.ndarray, place: int | None = None) -> None:
+        """Writes a parameter, or its piece at a place of the first axis."""
+        value = np.ascontiguousarray(value, np.float32)
+        start = (0,) * value.ndim if place is None else (place, *[0] * value.ndim)
+        try:
+            self._put(name, value, place)
+        except ValueError as error:  # what tensorstore makes of a full disk
+            raise _unwritable(self._item, error) from error
+        value = value if place is None else value[None]
+        self._sums[name] = (self._sums[name] + checksums.of_part(value, start)) % 2**32
+
+    def _put(self, name: str, value: np.ndarray, place: int | None) -> None:
+        store = self._stores[name] if place is None else self._stores[name][place]
+        store.write(value).result()
+
+    def write_zeros(self, name: str) -> None:
+        """Writes a parameter that nothing is known of."""
+        self.write(name, np.zeros(self._stores[name].shape, np.float32))
+
+    def finish(self) -> None:
+        """Writes what tells Orbax that the checkpoint is complete."""
+        tree = {
+            str((f"params.{name}",)): {
+                "key_metadata": [{"key": f"params.{name}", "key_type": 2}],
+                "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+            }
+            for name in self._stores
+        }
+        sums = {f"params.{name}": value for name, value in self._sums.items()}
+        item = {"tree_metadata": tree, "use_ocdbt": True, "use_zarr3": False}
+        item |= {"store_array_data_equal_to_fill_value": True, "custom_metadata": None}
+        now = time.time_ns()
+        whole = {"item_handlers": {"params": _HANDLER}, "metrics": {}, "performance_metrics": {}}
+        whole |= {"init_timestamp_nsecs": now, "commit_timestamp_nsecs": now, "custom_metadata": {}}
+        (self._directory / "checksums").mkdir()
+        for file, content in (
+            ("params/_METADATA", item),
+            ("checksums/checksums", sums),
+            ("_CHECKPOINT_METADATA", whole),
+        ):
+            (self._directory / file).write_text(json.dumps(content))
+
+
+class Reader:
+    """Reads the parameters of a checkpoint, whole or by pieces of the first axis.
+
+    Args:
+      directory: of the checkpoint.
+      item: "params" or "ema".
+      shapes: of its arrays.
+
+    Raises:
+      UsageError: the checkpoint has not these arrays.
+    """
+
+    def __init__(self, directory: pathlib.Path, item: str, shapes: dict[str, tuple[int, ...]]):
+        self._directory, self._shapes = directory, shapes
+        self._stores: dict[str, ts.TensorStore] = {}
+        self._sums = dict.fromkeys(shapes, 0)
+        try:
+            for name, shape in shapes.items():
+                store = stored.open_array(directory / item, f"{item}.{name}").result()
+                if store.shape != shape:
+                    raise ValueError(f"{name} is {list(store.shape)}, expected {list(shape)}")
+                self._stores[name] = store
+            file = directory / "checksums" / "checksums"
+            table = json.loads(file.read_text()) if file.exists() else None
+            self._expected = table and {name: table[f"{item}.{name}"] for name in shapes}
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            raise self._damaged(error) from error
+
+    def read(self, name: str, place: tuple[int, ...] = ()) -> np.ndarray:
+        """Returns a parameter, or the piece at these places of its first axes."""
+        try:
+            value = np.asarray(self._stores[name][place].read().result())
+        except ValueError as error:
+            raise self._damaged(error) from error
+        piece = value.reshape((1,) * len(place) + value.shape)
+        start = (*place, *[0] * value.ndim)
+        self._sums[name] = (self._sums[name] + checksums.of_part(piece, start)) % 2**32
+        return value
+
+    def check(self) -> None:
+        """Compares the checksums of what was read, once each, with those that were saved.
+
+        Raises:
+          UsageError: an array is not as it was saved.
+        """
+        if self._expected is not None and self._sums != self._expected:
+            wrong = [name for name in self._sums if self._sums[name] != self._expected[name]]
+            raise self._damaged(f"{', '.join(wrong[:4])} is not as it was saved, by its checksum")
+
+    def _damaged(self, reason) -> UsageError:
+        said = " ".join(str(reason).split())[:200]
+        return UsageError(
+            f"the checkpoint {self._directory} cannot be read ({said}): name another by --step=N"
+        )
+
+
+def check_space(out: pathlib.Path, needed: int) -> None:
+    """Raises UsageError where the disk of a new directory has not so many bytes."""
+    place = out.absolute().parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UsageError(
+            f"--out={out} has {free / 1e9:.3g} GB of free space, and the parameters need "
+            f"{needed / 1e9:.3g} GB there: free some, or choose another disk"
+        )
+
+
+def size(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Returns the bytes of parameters of these shapes."""
+    return 4 * sum(math.prod(shape) for shape in shapes.values())
+
+
+def _unwritable(where: pathlib.Path, error: Exception) -> UsageError:
+    reason = " ".join(str(error).split())[-160:]
+    return UsageError(f"cannot write {where} ({reason}): look whether its disk is full")
