@@ -25,13 +25,13 @@ def get_config() -> ConfigDict:
     config.data.update({"seq_len": 4096, "vocabulary": 32_000})
     config.model.update({"width": 4096, "depth": 32, "mlp_dim": 14_336})
     config.model.update({"num_heads": 32, "kv_heads": 8, "head_dim": 128, "qk_norm": "none"})
-    config.model.update({"rope_base": 1e6, "tied": False, "chunk": 4096})
+    config.model.update({"rope_base": 1e6, "tied": False, "chunk": 4096, "norm_eps": 1e-5})
     config.model.update({"dtype": "bfloat16", "scan": True, "remat": "full"})
     config.moe.update({"layers": "every-1", "num_experts": 8, "expert_dim": 14_336})
     config.moe.update({"dispatch": "capacity", "capacity_factor": 1.25})
     config.router.name = "topk"
     config.router.topk.update({"k": 2, "noise": 0.0, "importance": 0.0, "load": 0.0})
-    config.router.topk.update({"balance": 0.02, "z": 0.0})
+    config.router.topk.update({"balance": 0.02, "z": 0.0, "renormalise": True})
     config.optimizer.update({"learning_rate": 3e-4, "warmup_steps": 2000, "b2": 0.95})
     config.optimizer.weight_decay = 0.1
     config.mesh.update({"data": -1, "fsdp": 8, "expert": 8, "tensor": 2})

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.data.update({"seq_len": 4096, "vocabulary": 50_304})
     config.model.update({"width": 2048, "depth": 16, "mlp_dim": 1024, "num_heads": 16})
     config.model.update({"qk_norm": "all", "rope_base": 10_000.0, "tied": False, "chunk": 4096})
-    config.model.update({"dtype": "bfloat16", "scan": True, "remat": "full"})
+    config.model.update({"dtype": "bfloat16", "scan": True, "remat": "full", "norm_eps": 1e-5})
     config.moe.update({"layers": "every-1", "num_experts": 64, "expert_dim": 1024})
     config.moe.dispatch = "dropless"
     config.router.name = "topk"

@@ -102,6 +102,21 @@ def check_config(config: ConfigDict, workdir: pathlib.Path, extend: bool = False
         )
 
 
+def check_trained(workdir: pathlib.Path) -> None:
+    """Looks whether training can go on from what is in `workdir`, if anything is.
+
+    Raises:
+      UsageError: it holds parameters alone, as an import makes it.
+    """
+    steps = saved_steps(workdir)
+    newest = workdir / "checkpoints" / str(steps[-1]) if steps else None
+    if newest and (newest / "params").is_dir() and not (newest / "training").exists():
+        raise UsageError(
+            f"{workdir} holds imported parameters and no state of training: start another run from "
+            f"it by --workdir=NEW --config={workdir} --config.init.workdir={workdir}"
+        )
+
+
 def check_space(workdir: pathlib.Path, keep: int, state) -> None:
     """Checks that the disk holds the checkpoints that are kept, and one more while it is written.
 

@@ -81,6 +81,7 @@ def _prepare(config: ConfigDict, workdir: pathlib.Path, extend: bool):
     eval_source = task_of(config).open(config, config.data.eval_split)
     run = set_up(config, train_source)
     workdirs.check_config(run.config, workdir, extend)
+    workdirs.check_trained(workdir)
     if config.init.workdir and not workdirs.saved_steps(workdir):
         find_source(run)
     step_fn = run.train_step

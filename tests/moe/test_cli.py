@@ -138,6 +138,14 @@ def test_evaluating_nothing(tmp_path, monkeypatch, capsys):
     assert "holds no run (no config.json)" in line
 
 
+def test_a_run_is_a_config_too(finished_run, tmp_path):
+    config = cli.load_config(str(finished_run), {"num_steps": "7"})
+    assert (config.num_steps, config.model.width, config.data.name) == (7, 16, "digits")
+    (tmp_path / "config.json").write_text('{"version": 1, "architectures": ["GPT2"]}')
+    with pytest.raises(UsageError, match="is no run whose config can be used: it has"):
+        cli.load_config(str(tmp_path), {})
+
+
 def test_values_are_read_as_the_type_they_replace(tiny):
     config = tiny(
         data__augment__resized_crop="(0.5, 1)", moe__dense="True", router__sparse_topk__k="1.5"

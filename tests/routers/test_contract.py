@@ -168,6 +168,14 @@ def test_scores_are_not_rounded_to_bfloat16(name):
         assert precisions and set(precisions) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
+def test_weights_of_a_token_add_up_to_one_where_asked():
+    shares = route(build("topk", k=2), X, MASK).weights
+    weights = route(build("topk", k=2, renormalise=True), X, MASK).weights
+    np.testing.assert_allclose(weights.sum(-1), MASK, atol=1e-6)
+    expected = shares / jnp.where(MASK, shares.sum(-1), 1)[..., None]
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
+
+
 @routers
 @pytest.mark.parametrize("k", [E + 1, 0, -1])
 def test_impossible_k_names_both(name, k):

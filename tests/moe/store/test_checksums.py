@@ -29,6 +29,14 @@ def test_the_same_on_every_mesh(spec):
     assert checksums(spread) == checksums(whole)
 
 
+def test_parts_add_up():
+    whole = arrays()["float32"]
+    parts = [((i, 0, 0), whole[i : i + 1]) for i in (3, 0, 2, 1)]
+    parts += [((4, j, 0), whole[4:, j : j + 3]) for j in (0, 3)]
+    total = sum(module.of_part(np.ascontiguousarray(part), start) for start, part in parts)
+    assert total % 2**32 == checksums({"whole": jnp.asarray(whole)})["whole"]
+
+
 def test_devices_and_hosts_sum_alike():
     values = [jnp.asarray(a) for a in arrays().values()]
     np.testing.assert_array_equal(module._on_devices(values), module._on_hosts(values))

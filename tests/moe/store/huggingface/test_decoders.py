@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import generate
+from moe.errors import UsageError
+from moe.store import workdir as workdirs
 from moe.store.checkpoint import Checkpoints, named
 from moe.store.huggingface import tensors
 from tests.moe.store.huggingface import models
@@ -86,6 +88,11 @@ def test_a_checkpoint_as_training_saves_it(runs, tmp_path):
 def test_generation_reads_the_runs_own_tokenizer(runs, capsys):
     generate.main([f"--workdir={runs('olmoe')}", "--prompt=the cat", "--max_tokens=5"])
     assert capsys.readouterr().out.startswith("the cat")
+
+
+def test_training_does_not_go_on_inside_an_import(runs):
+    with pytest.raises(UsageError, match="imported parameters and no state of training"):
+        workdirs.check_trained(runs("olmoe"))
 
 
 def test_a_shorter_context(tmp_path):
