@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from moe.hosts.mesh import make_mesh
 from moe.plan.memory import chip_bytes
-from moe.store.checkpoint import named
+from moe.store.checkpoint import Checkpoints, named
 from moe.store.records import read
 from moe.train.muon import RMS, matrix, muon, orthogonal
 from moe.train.run import set_up
@@ -129,9 +129,10 @@ def test_scanned_or_not_is_the_same_step(tiny_text):
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 2, 2), pytest.param((1, 2, 4), marks=pytest.mark.slow)])
-def test_the_same_losses_on_a_mesh(sizes, tiny):
+def test_the_same_losses_on_a_mesh(sizes, tiny, tmp_path):
+    """And a checkpoint gives back the state to the bit, each moment where it lay."""
     settings = SIZES | {"optimizer__name": "muon"}
-    found, _, run = losses(tiny(**settings, **meshed(*sizes)), steps=12)
+    found, trained, run = losses(tiny(**settings, **meshed(*sizes)), steps=12)
     alone, *_ = losses(tiny(**settings), jax.devices()[:1], steps=12)
     assert found[-1] < found[0] - 0.1  # something is learned
     np.testing.assert_allclose(found, alone, rtol=0, atol=2e-5)
@@ -148,6 +149,13 @@ def test_the_same_losses_on_a_mesh(sizes, tiny):
         for trace in ("trace", "u.")
     )
     assert matrices + others == pytest.approx(chip_bytes(state["opt_state"]), abs=64)
+    checkpoints = Checkpoints(tmp_path / "c", keep=1, best=run.task.best)
+    checkpoints.save(12, trained, {})
+    checkpoints.close()
+    restored = Checkpoints(tmp_path / "c", read_only=True).restore(12, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(trained)
+    for name, value in named(restored).items():
+        np.testing.assert_array_equal(value, named(trained)[name], err_msg=name)
 
 
 def test_experts_stay_where_they_are():
@@ -159,6 +167,7 @@ def test_experts_stay_where_they_are():
     assert not any(name in text for name in ("all-", "collective", "reduce-scatter"))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_bit(tiny, tmp_path):
     settings = {"optimizer__name": "muon", "optimizer__schedule": "constant"}
     settings |= {"optimizer__warmup_steps": "2", "log__every": "1", "eval__every": "8"}
