@@ -67,7 +67,10 @@ def run(script, argv, monkeypatch, capsys) -> str:
         ),
         ("--config.moe.layers=last-9", "fits no model of"),
         ("--config.moe.dispatch=magic", "expected capacity, dropless, dense"),
-        ("--config.optimizer.name=adam", "expected adamw, sgd, adafactor; did you mean adamw?"),
+        (
+            "--config.optimizer.name=adam",
+            "expected adamw, sgd, adafactor, muon; did you mean adamw?",
+        ),
         ("--config.optimizer.schedule=step", "'step' is unknown"),
         ("--config.optimizer.warmup_steps=999999", "below num_steps"),
         (

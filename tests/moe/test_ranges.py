@@ -19,7 +19,10 @@ ZERO |= {f"data.{key}" for key in ("image_size", "channels", "num_classes")}
 ZERO |= {f"data.augment.{key}" for key in ("crop", "cutout", "mixup")}
 ZERO |= {f"model.{key}" for key in ("width", "depth", "mlp_dim", "num_heads", "dropout")}
 ZERO |= {"moe.expert_dim", "moe.dropout", "optimizer.learning_rate", "optimizer.weight_decay"}
-ZERO |= {f"optimizer.{key}" for key in ("b1", "b2", "grad_clip", "label_smoothing", "ema_decay")}
+ZERO |= {
+    f"optimizer.{key}"
+    for key in ("b1", "b2", "momentum", "grad_clip", "label_smoothing", "ema_decay")
+}
 ZERO |= {"optimizer.warmup", "optimizer.warmup_steps", "router.topk.noise"}
 LOSSES = ("importance", "load", "balance", "z")
 ZERO |= {name for name in NUMBERS if name.startswith("router.") and name.endswith(LOSSES)}
