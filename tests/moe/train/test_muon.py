@@ -128,7 +128,8 @@ def test_scanned_or_not_is_the_same_step(tiny_text):
         np.testing.assert_allclose(mine, value, rtol=0, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("sizes", [(2, 1, 2, 2), pytest.param((1, 2, 4), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(2, 1, 2, 2), (1, 2, 4)])
 def test_the_same_losses_on_a_mesh(sizes, tiny, tmp_path):
     """And a checkpoint gives back the state to the bit, each moment where it lay."""
     settings = SIZES | {"optimizer__name": "muon"}

@@ -49,6 +49,7 @@ def test_what_has_another_shape_says_how_it_can_go(finished_run, finished_text_r
     assert not away.exists() and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_loop_of_blocks_is_exported_block_by_block(tiny_text, tmp_path):
     """A decoder that was made here, scanned, with an average: transformers' names hold it."""
     overrides = {"model__scan": "true", "model__depth": "3", "moe__shared_experts": "0"}
