@@ -5,7 +5,7 @@ token uses 1.28 billion (tests/moe/test_configs.py). A token's weights are not m
 the RMSNorm of queries and of keys is over all heads as one vector, and the head is not the
 embedding.
 
-    python plan.py --config=configs/olmoe_1b_7b.py --topology=v5e:8x8        does it fit, how fast
+    python plan.py --config=configs/olmoe_1b_7b.py --topology=v5p:4x4x4      does it fit, how fast
     python train.py --config=configs/olmoe_1b_7b.py --workdir=DIR --config.data.name=TEXT
 
 Auxiliary losses, learning rate and batch are the paper's; the schedule here is a cosine to 0. It
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.router.topk.update({"k": 8, "noise": 0.0, "importance": 0.0, "load": 0.0})
     config.router.topk.update({"balance": 0.01, "z": 1e-3})
     config.optimizer.update({"learning_rate": 4e-4, "warmup_steps": 2500, "b2": 0.95})
-    config.optimizer.weight_decay = 0.1
+    config.optimizer.update({"weight_decay": 0.1, "accumulate": 4})
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 16, "tensor": 1})
     config.checkpoint.every = config.eval.every = 1000
     config.eval.batch_size = 1024

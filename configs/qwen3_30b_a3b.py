@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config.router.topk.update({"k": 8, "noise": 0.0, "importance": 0.0, "load": 0.0})
     config.router.topk.update({"balance": 0.001, "z": 0.0, "renormalise": True})
     config.optimizer.update({"learning_rate": 3e-4, "warmup_steps": 2000, "b2": 0.95})
-    config.optimizer.weight_decay = 0.1
+    config.optimizer.update({"weight_decay": 0.1, "accumulate": 4})
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 64, "tensor": 1})
     config.checkpoint.every = config.eval.every = 1000
     config.eval.batch_size = 1024

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from moe.errors import UsageError
 from moe.train.run import Run
 
 
@@ -42,6 +43,9 @@ def compile_step(run: Run, options: dict[str, Any] | None = None) -> Compiled:
 
     Args:
       options: of the compiler.
+
+    Raises:
+      UsageError: the compiler has no code for an operation of the step on these devices.
     """
     start = time.perf_counter()
     state, batch = run.abstract_state(), run.abstract_batch()
@@ -54,6 +58,8 @@ def compile_step(run: Run, options: dict[str, Any] | None = None) -> Compiled:
         except jax.errors.JaxRuntimeError as error:
             message = str(error)
             if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
+                if "not supported" in message:
+                    raise UsageError(refused(message)) from error
                 raise
             words, needed = out_of_memory(message)
             seconds = time.perf_counter() - start
@@ -69,6 +75,15 @@ def compile_step(run: Run, options: dict[str, Any] | None = None) -> Compiled:
         cost.get("bytes accessed"),
         seconds=seconds,
     )
+
+
+def refused(message: str) -> str:
+    """Returns what to say of a compiler's error about an operation that it has no code for."""
+    said = message.strip().splitlines()[0]
+    remedy = "another mesh or topology may do"
+    if "agged all-to-all" in said:
+        remedy += ", or --config.moe.dispatch=capacity, which has none"
+    return f"the compiler cannot compile this step for these devices ({said}); {remedy}"
 
 
 def out_of_memory(message: str) -> tuple[str, float | None]:

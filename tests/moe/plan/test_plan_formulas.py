@@ -12,7 +12,7 @@ from moe.errors import UsageError
 from moe.plan import links, memory
 from moe.plan.chips import CHIPS, Chip
 from moe.plan.collectives import Collective
-from moe.plan.compiled import Compiled, compile_step, out_of_memory
+from moe.plan.compiled import Compiled, compile_step, out_of_memory, refused
 from moe.plan.roofline import roofline
 from moe.plan.sweep import divisors, meshes
 from moe.plan.topology import split_name
@@ -168,6 +168,12 @@ def test_the_compilers_words():
     assert out_of_memory("RESOURCE_EXHAUSTED: no numbers\nmore") == (
         "RESOURCE_EXHAUSTED: no numbers",
         None,
+    )
+    message = "INTERNAL: Ragged all-to-all is not supported here\nmore"
+    assert refused(message) == (
+        "the compiler cannot compile this step for these devices (INTERNAL: Ragged all-to-all is "
+        "not supported here); another mesh or topology may do, or --config.moe.dispatch=capacity, "
+        "which has none"
     )
 
 
