@@ -3,6 +3,7 @@
 What is written is what `moe.store.checkpoint` saves: Orbax's files and the arrays' checksums.
 """
 
+import contextlib
 import json
 import math
 import pathlib
@@ -39,7 +40,8 @@ class Writer:
             most = max(1, BLOCK // (4 * math.prod(rest)))
             self._rows[name] = rows = 1 if name in split else min(size, most)
             name_there, shape = f"params.{name}", (size, *rest)
-            self._stores[name] = stored.create(self._item, name_there, shape, (rows, *rest))
+            with self._writing():
+                self._stores[name] = stored.create(self._item, name_there, shape, (rows, *rest))
 
     def write(self, name: str, value: np.ndarray, place: int | None = None) -> None:
         """Writes a parameter of any type, or its piece at a place of the first axis."""
@@ -48,12 +50,23 @@ class Writer:
         rows = self._rows[name]
         for row in range(0, len(value), rows):
             block = np.ascontiguousarray(value[row : row + rows], np.float32)
-            try:
+            with self._writing():
                 self._put(name, block, first + row)
-            except ValueError as error:  # what tensorstore makes of a full disk
-                raise _unwritable(self._item, error) from error
             start = (first + row, *[0] * (block.ndim - 1))
             self._sums[name] = (self._sums[name] + checksums.of_part(block, start)) % 2**32
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Turns what tensorstore makes of a full disk into one line."""
+        try:
+            yield
+        except ValueError as error:
+            said = " ".join(str(error).split())
+            full = "No space left on device"
+            reason = full if full in said else said[:200]
+            raise UsageError(
+                f"cannot write {self._item} ({reason}): look whether its disk is full"
+            ) from error
 
     def _put(self, name: str, block: np.ndarray, row: int) -> None:
         self._stores[name][row : row + len(block)].write(block).result()
@@ -161,8 +174,3 @@ def check_space(out: pathlib.Path, needed: int) -> None:
 def size(shapes: dict[str, tuple[int, ...]]) -> int:
     """Returns the bytes of parameters of these shapes."""
     return 4 * sum(math.prod(shape) for shape in shapes.values())
-
-
-def _unwritable(where: pathlib.Path, error: Exception) -> UsageError:
-    reason = " ".join(str(error).split())[-160:]
-    return UsageError(f"cannot write {where} ({reason}): look whether its disk is full")
