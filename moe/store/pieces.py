@@ -3,6 +3,7 @@
 What is written is what `moe.store.checkpoint` saves: Orbax's files and the arrays' checksums.
 """
 
+import contextlib
 import json
 import math
 import pathlib
@@ -15,6 +16,7 @@ import tensorstore as ts
 from moe.errors import UsageError
 from moe.store import checksums, stored
 
+BLOCK = 1 << 24  # bytes
 _HANDLER = "orbax.checkpoint._src.handlers.standard_checkpoint_handler.StandardCheckpointHandler"
 
 
@@ -24,7 +26,8 @@ class Writer:
     Args:
       directory: of the checkpoint, which is made.
       shapes: of the parameters, by name; all are float32.
-      split: the names of those that come by pieces of their first axis, the others come whole.
+      split: the names of those that come by pieces of their first axis, the others come whole and
+        are stored in blocks of `BLOCK` bytes: what is copied on the way is one of these.
     """
 
     def __init__(
@@ -32,25 +35,41 @@ class Writer:
     ):
         self._directory, self._item = directory, directory / "params"
         self._item.mkdir(parents=True)
-        self._stores, self._sums = {}, dict.fromkeys(shapes, 0)
-        for name, shape in shapes.items():
-            chunks = (1, *shape[1:]) if name in split else shape
-            self._stores[name] = stored.create(self._item, f"params.{name}", shape, chunks)
+        self._stores, self._sums, self._rows = {}, dict.fromkeys(shapes, 0), {}
+        for name, (size, *rest) in shapes.items():
+            most = max(1, BLOCK // (4 * math.prod(rest)))
+            self._rows[name] = rows = 1 if name in split else min(size, most)
+            name_there, shape = f"params.{name}", (size, *rest)
+            with self._writing():
+                self._stores[name] = stored.create(self._item, name_there, shape, (rows, *rest))
 
     def write(self, name: str, value: np.ndarray, place: int | None = None) -> None:
-        """Writes a parameter, or its piece at a place of the first axis."""
-        value = np.ascontiguousarray(value, np.float32)
-        start = (0,) * value.ndim if place is None else (place, *[0] * value.ndim)
-        try:
-            self._put(name, value, place)
-        except ValueError as error:  # what tensorstore makes of a full disk
-            raise _unwritable(self._item, error) from error
+        """Writes a parameter of any type, or its piece at a place of the first axis."""
+        first = 0 if place is None else place
         value = value if place is None else value[None]
-        self._sums[name] = (self._sums[name] + checksums.of_part(value, start)) % 2**32
+        rows = self._rows[name]
+        for row in range(0, len(value), rows):
+            block = np.ascontiguousarray(value[row : row + rows], np.float32)
+            with self._writing():
+                self._put(name, block, first + row)
+            start = (first + row, *[0] * (block.ndim - 1))
+            self._sums[name] = (self._sums[name] + checksums.of_part(block, start)) % 2**32
 
-    def _put(self, name: str, value: np.ndarray, place: int | None) -> None:
-        store = self._stores[name] if place is None else self._stores[name][place]
-        store.write(value).result()
+    @contextlib.contextmanager
+    def _writing(self):
+        """Turns what tensorstore makes of a full disk into one line."""
+        try:
+            yield
+        except ValueError as error:
+            said = " ".join(str(error).split())
+            full = "No space left on device"
+            reason = full if full in said else said[:200]
+            raise UsageError(
+                f"cannot write {self._item} ({reason}): look whether its disk is full"
+            ) from error
+
+    def _put(self, name: str, block: np.ndarray, row: int) -> None:
+        self._stores[name][row : row + len(block)].write(block).result()
 
     def write_zeros(self, name: str) -> None:
         """Writes a parameter that nothing is known of."""
@@ -95,10 +114,13 @@ class Reader:
     def __init__(self, directory: pathlib.Path, item: str, shapes: dict[str, tuple[int, ...]]):
         self._directory, self._shapes = directory, shapes
         self._stores: dict[str, ts.TensorStore] = {}
+        # Training stores what a device held as one chunk, which is decoded once for its pieces.
+        largest = max(map(math.prod, shapes.values()))
+        context = ts.Context({"cache_pool": {"total_bytes_limit": 5 * largest}})
         self._sums = dict.fromkeys(shapes, 0)
         try:
             for name, shape in shapes.items():
-                store = stored.open_array(directory / item, f"{item}.{name}").result()
+                store = stored.open_array(directory / item, f"{item}.{name}", context).result()
                 if store.shape != shape:
                     raise ValueError(f"{name} is {list(store.shape)}, expected {list(shape)}")
                 self._stores[name] = store
@@ -152,8 +174,3 @@ def check_space(out: pathlib.Path, needed: int) -> None:
 def size(shapes: dict[str, tuple[int, ...]]) -> int:
     """Returns the bytes of parameters of these shapes."""
     return 4 * sum(math.prod(shape) for shape in shapes.values())
-
-
-def _unwritable(where: pathlib.Path, error: Exception) -> UsageError:
-    reason = " ".join(str(error).split())[-160:]
-    return UsageError(f"cannot write {where} ({reason}): look whether its disk is full")

@@ -57,9 +57,10 @@ def read(directory: pathlib.Path, like: dict[str, Any]) -> dict[str, jax.Array]:
     return {name: array(name, leaf) for name, leaf in like.items()}
 
 
-def open_array(directory: pathlib.Path, name: str) -> ts.Future:
-    """Opens an array of an item, to be read."""
-    return ts.open({"driver": "zarr", "kvstore": _database(directory) | {"path": f"{name}/"}})
+def open_array(directory: pathlib.Path, name: str, context: ts.Context | None = None) -> ts.Future:
+    """Opens an array of an item, to be read; a context may keep what was read."""
+    spec = {"driver": "zarr", "kvstore": _database(directory) | {"path": f"{name}/"}}
+    return ts.open(spec, context=context)
 
 
 def create(

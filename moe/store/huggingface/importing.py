@@ -117,8 +117,9 @@ def _write(folder: pathlib.Path, shapes, used: dict[str, list[Part]], found) -> 
     writer = pieces.Writer(folder, shapes, split)
     for name, part_of in tensors.read({name: found[name] for name in used}):
         for part in used[name]:
-            value = part_of(part.index)
-            writer.write(part.ours, part.layout.read(value, part.shape), part.expert)
+            value = part.layout.read(part_of(part.index), part.shape)
+            writer.write(part.ours, value, part.expert)
+            del value  # before the next one is read
     for name in shapes.keys() - {part.ours for of in used.values() for part in of}:
         writer.write_zeros(name)
     writer.finish()

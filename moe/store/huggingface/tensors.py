@@ -9,13 +9,12 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from moe.errors import UsageError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-SHARD = 2_000_000_000  # bytes of a file that is written
+SHARD = 5_000_000_000  # bytes of a file that is written
 TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 SAVED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -54,7 +53,7 @@ def find(directory: pathlib.Path) -> dict[str, Tensor]:
 
 
 def read(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Callable]]:
-    """Yields each tensor's name and a function (index) -> that part of it, float32 in numpy.
+    """Yields each tensor's name and a function (index) -> that part of it, of the type it has.
 
     One file is open at a time, and the function reads what it is asked for. It is valid until the
     next name.
@@ -67,8 +66,7 @@ def read(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Callable]]:
             for name in names:
 
                 def part(index: tuple, name=name, opened=opened) -> np.ndarray:
-                    value = opened.get_slice(name)[index] if index else opened.get_tensor(name)
-                    return np.asarray(value).astype(np.float32, copy=False)
+                    return opened.get_slice(name)[index] if index else opened.get_tensor(name)
 
                 yield name, part
 
@@ -96,16 +94,31 @@ def write(
     if len(shards) > 1:
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for file, shard in zip(names, shards, strict=True):
-        tensors = {n: np.ascontiguousarray(value(n)).astype(SAVED[dtype]) for n in shard}
-        try:
-            save_file(tensors, directory / file, {"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"{file}: {error}") from error
+        _save(directory / file, {name: shapes[name] for name in shard}, value, dtype)
     if len(shards) > 1:
         total = width * sum(map(math.prod, shapes.values()))
         where = {n: file for file, shard in zip(names, shards, strict=True) for n in shard}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _save(file: pathlib.Path, shapes, value: Callable[[str], np.ndarray], dtype: str) -> None:
+    """Writes a file of safetensors: the header's length, the header as JSON, the numbers.
+
+    The library has no way to write a tensor at a time: it would hold the file twice.
+    """
+    width, end = np.dtype(SAVED[dtype]).itemsize, 0
+    kind = next(name for name, known in TYPES.items() if known is SAVED[dtype])
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    for name, shape in shapes.items():
+        start, end = end, end + width * math.prod(shape)
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the numbers are aligned
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name in shapes:
+            out.write(np.ascontiguousarray(value(name), SAVED[dtype]).view(np.uint8))
 
 
 def _files(directory: pathlib.Path) -> dict[pathlib.Path, set[str]]:

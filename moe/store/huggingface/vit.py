@@ -120,7 +120,7 @@ def interpolated(old: int, new: int) -> Layout:
     """
 
     def read(a, shape):
-        width = shape[-1]
+        a, width = np.asarray(a, np.float32), shape[-1]
         grid = jnp.asarray(a[0, 1:]).reshape(old, old, width)
         grid = jax.image.resize(grid, (new, new, width), "cubic", antialias=new < old)
         grid = np.asarray(grid, np.float32).reshape(1, new * new, width)

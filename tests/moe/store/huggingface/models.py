@@ -67,4 +67,5 @@ def drawn(workdir, prompts, most):
 
 def arrays(directory):
     """{name: array} of a directory's safetensors."""
-    return {name: part(()) for name, part in tensors.read(tensors.find(directory))}
+    found = tensors.read(tensors.find(directory))
+    return {name: part(()).astype(np.float32) for name, part in found}

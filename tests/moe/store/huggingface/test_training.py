@@ -36,8 +36,9 @@ def test_an_olmoe_trains_on(tmp_path):
         (tmp_path / "text" / f"{number}.txt").write_text(text)
     prepare = [sys.executable, "-m", "moe.data.prepare", "text", f"--out={tmp_path / 'set'}"]
     prepare += [f"--files={tmp_path}/text/*.txt", f"--tokenizer={run / 'tokenizer.json'}"]
+    prepare += ["--test_share=0.3"]
     subprocess.run(prepare, cwd=ROOT, check=True, capture_output=True)
-    data = [f"--config.data.name={tmp_path / 'set'}", "--config.data.eval_split=train"]
+    data = [f"--config.data.name={tmp_path / 'set'}"]
     mesh = ["--config.mesh.expert=2", "--config.optimizer.learning_rate=0.003"]
     losses, screen = trained(tmp_path / "on", run, *data, *mesh)
     assert "embedding: copied" in screen
