@@ -22,6 +22,7 @@ from benchmarks import (
     report,
     scaling,
     topk,
+    weights,
 )
 
 SECTIONS = {
@@ -33,6 +34,7 @@ SECTIONS = {
     "moe_layer": moe_layer,
     "memory": memory,
     "accelerator": accelerator,
+    "weights": weights,
 }
 
 

@@ -28,15 +28,21 @@ def check(file: pathlib.Path, name: str = "") -> None:
     if exists and not file.is_file():
         what = "a directory" if file.is_dir() else "no regular file"
         raise UsageError(f"cannot write {name}: {file} is {what}; move it away or name another")
-    parent = file.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
+    parent = standing(file.parent)
     if not parent.is_dir():
         raise UsageError(f"cannot write {name}: {parent} is no directory; move it away")
     if not os.access(file if exists else parent, os.W_OK) or not os.access(parent, os.W_OK):
         raise UsageError(f"cannot write {name}: no permission to write in {parent}; grant it")
     if shutil.disk_usage(parent).free < ROOM:
         raise UsageError(f"cannot write {name}: the disk of {parent} is full; free some space")
+
+
+def standing(place: pathlib.Path) -> pathlib.Path:
+    """Returns a directory, or the one above it, at any height, that exists."""
+    place = place.absolute()
+    while not place.exists():
+        place = place.parent
+    return place
 
 
 def write(file: pathlib.Path, save: Callable[[pathlib.Path], None]) -> None:

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import tensorstore as ts
 
+from moe import outputs
 from moe.errors import UsageError
 from moe.store import checksums, stored
 
@@ -160,10 +161,7 @@ class Reader:
 
 def check_space(out: pathlib.Path, needed: int) -> None:
     """Raises UsageError where the disk of a new directory has not so many bytes."""
-    place = out.absolute().parent
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(outputs.standing(out)).free
     if free < needed:
         raise UsageError(
             f"--out={out} has {free / 1e9:.3g} GB of free space, and the parameters need "

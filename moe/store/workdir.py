@@ -131,10 +131,7 @@ def check_space(workdir: pathlib.Path, keep: int, state) -> None:
     kept = keep + 2  # the newest, the best, and the one being written
     saved = len(saved_steps(workdir))
     needed = size * max(1, kept - saved)
-    place = workdir.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(outputs.standing(workdir)).free
     if free < needed:
         raise UsageError(
             f"--workdir={workdir} has {free / 1e9:.3g} GB of free space, and checkpoints of "
