@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from routers import losses
+from routers.annealing import Annealed
 from routers.routing import Router, Routing, masked
 from routers.selection import largest
 from routers.topk import sparse_topk_mask
@@ -48,7 +49,7 @@ class ExpertChoice(Router):
         )
 
 
-class SparseExpertChoice(Router):
+class SparseExpertChoice(Annealed):
     """Lets experts choose through the relaxed top-k mask: the router of Sander et al. 2023.
 
     For each expert, m = `sparse_topk_mask`(logits, C) along the *tokens* of the group; weights
@@ -59,6 +60,7 @@ class SparseExpertChoice(Router):
     Settings:
       k: experts per token on average; the layer derives the capacity C from it.
       p, strength: of the operator.
+      final_strength: to which the strength goes over the run; 0: it stays.
       z: weight of the z-loss.
     """
 
@@ -73,11 +75,13 @@ class SparseExpertChoice(Router):
         k: Annotated[float, "(0, 1e5]"] = 2.0,
         p: Annotated[float, "(1, 100]"] = 2.0,
         strength: Annotated[float, "[1e-6, 1e6]"] = 0.5,
+        final_strength: Annotated[float, "0 or [1e-6, 1e6]"] = 0.0,
         z: Annotated[float, "[0, 1e3]"] = 0.0,
         rngs: nnx.Rngs,
     ):
         super().__init__(dim, num_experts, k=k, rngs=rngs)
-        self.capacity, self.p, self.strength, self.z = capacity, p, strength, z
+        self.capacity, self.p, self.z = capacity, p, z
+        self.set_strength(strength, final_strength)
 
     def __call__(self, x_GTD, *, mask=None, key=None) -> Routing:
         logits = self.logits(x_GTD)
@@ -86,4 +90,5 @@ class SparseExpertChoice(Router):
         return Routing(
             weights=masked(select * jax.nn.softmax(logits, axis=-1), mask),
             aux_loss=self.z * losses.z_loss(logits, mask),
+            statistics=self.observe(),
         )

@@ -20,14 +20,14 @@ def load_balance(probs_GTE, chosen_GTE, mask=None):
     (Fedus et al. 2021), eq. 4-6; GShard (Lepikhin et al. 2020), algorithm 1 (which squares the
     same sums per group); with K > 1 choices f is divided by K, so that 1 stays the optimum.
     """
-    chosen = _mean_over_tokens(chosen_GTE.astype(probs_GTE.dtype), mask)
+    chosen = shares(chosen_GTE.astype(probs_GTE.dtype), mask)
     share = jax.lax.stop_gradient(chosen / jnp.maximum(chosen.sum(), 1e-9))
-    return probs_GTE.shape[-1] * (share * _mean_over_tokens(probs_GTE, mask)).sum()
+    return probs_GTE.shape[-1] * (share * shares(probs_GTE, mask)).sum()
 
 
 def importance(probs_GTE, mask=None):
     """Returns the squared coefficient of variation of sum_t p_te (Shazeer et al. 2017, eq. 6-7)."""
-    return _squared_cv(_mean_over_tokens(probs_GTE, mask))
+    return _squared_cv(shares(probs_GTE, mask))
 
 
 def load(clean_GTE, noisy_GTE, k: int, noise, mask=None, *, of_others: bool = True):
@@ -48,13 +48,28 @@ def load(clean_GTE, noisy_GTE, k: int, noise, mask=None, *, of_others: bool = Tr
         return jnp.where(rank == place, noisy_GTE, 0).sum(-1, keepdims=True)
 
     threshold = jnp.where(rank < k, score(k), score(k - 1)) if of_others else score(k - 1)
-    return _squared_cv(_mean_over_tokens(norm.cdf((clean_GTE - threshold) / noise), mask))
+    return _squared_cv(shares(norm.cdf((clean_GTE - threshold) / noise), mask))
 
 
 def z_loss(logits_GTE, mask=None):
     """Returns the mean of logsumexp(logits)^2, to keep scores small (Zoph et al. 2022, eq. 5)."""
     z = jax.nn.logsumexp(logits_GTE, axis=-1, keepdims=True)
-    return _mean_over_tokens(z**2, mask).sum()
+    return shares(z**2, mask).sum()
+
+
+def orthogonality(kernel_DE):
+    """Returns the sum of |R^T R - I| over all pairs of experts, for the router's matrix R.
+
+    Similarity-preserving balancing (SimBal, arXiv 2506.14038): it looks at no token.
+    """
+    gram = jnp.matmul(kernel_DE.T, kernel_DE, precision="highest")
+    return jnp.abs(gram - jnp.eye(len(gram))).sum()
+
+
+def entropy(probs_GTE, mask=None):
+    """Returns the mean entropy of a token's probabilities, in nats."""
+    logs = jnp.log(jnp.where(probs_GTE > 0, probs_GTE, 1))
+    return -shares(probs_GTE * logs, mask).sum()
 
 
 def by_group(loss: Callable) -> Callable:
@@ -75,8 +90,8 @@ def by_group(loss: Callable) -> Callable:
     return mean
 
 
-def _mean_over_tokens(x_GTE, mask):
-    """Returns the mean over real tokens, [E]."""
+def shares(x_GTE, mask=None):
+    """Returns the mean over real tokens, [E]: of choices, each expert's share of the tokens."""
     if mask is None:
         return x_GTE.mean((0, 1))
     weight = mask[..., None].astype(x_GTE.dtype)

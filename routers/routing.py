@@ -6,7 +6,7 @@ H heads, L layers, V classes. `x_GTD` has the axes G, T and D.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,19 @@ class Routing:
     # [G, T]: by how much a token's last chosen expert outscored the next; None where tokens do not
     # choose, or choose all experts. No gradient.
     margin: jax.Array | None = None
+    # Sums over the real tokens from which `Router.advance` learns; a pytree without gradients.
+    statistics: Any = None
+
+
+class Tokens(NamedTuple):
+    """Says of a group's tokens, [G, T], what their vectors do not."""
+
+    ids: jax.Array  # in the vocabulary; where a model has none, the positions
+    positions: jax.Array  # of each token in its document, or of each patch in its image
+
+
+class RouterState(nnx.Variable):
+    """Holds what a router keeps from one optimizer step to the next; no gradient changes it."""
 
 
 class Router(nnx.Module):
@@ -51,19 +64,49 @@ class Router(nnx.Module):
 
     The decision is part of the model: the capacity of an evaluation changes only what the dispatch
     has to drop.
+
+    A router that learns without a gradient keeps `RouterState` variables, {name: array} below.
+    They are values: `__call__` reads them and returns `Routing.statistics`, sums that add up over
+    groups, micro-batches and devices; the training step applies, once, to those of the whole batch
+      advance(state, statistics, progress) -> state: pure; `progress` is the share of the run's
+        steps that are then done, in (0, 1], for settings that follow a schedule.
+      calibrate(state, statistics) -> state: the same for the first state of all, from one batch
+        that no gradient sees; by default the state stays.
+    Evaluation, refused steps and recomputed code leave the state alone. Settings of `advance` are
+    attributes: it reads no variable.
+
+      reads_tokens: whether `__call__` also takes `tokens`, of `Tokens`.
+      offers: the name of the scalar parameter that each layer puts in where all layers share
+        something, a budget: share(offers_L) -> values_L then gets those of all layers in order,
+        before the first of them runs, and `__call__` its own value as `share`.
     """
 
     causal: ClassVar[bool]
+    reads_tokens: ClassVar[bool] = False
+    offers: ClassVar[str | None] = None
     instead: ClassVar[str] = "topk or sparse_topk"  # causal relatives of a router that is not
 
     def __init__(
-        self, dim: int, num_experts: int, *, k: float, rngs: nnx.Rngs, slots: int = 1
-    ):  # slots: scores per expert
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        k: float,
+        rngs: nnx.Rngs,
+        slots: int = 1,
+        null_experts: int = 0,
+    ):
+        """Makes the kernel of `logits`.
+
+        `slots` is the number of scores of an expert. `null_experts` more are scored and chosen like
+        experts but are none: they cost nothing and return 0, and `real` leaves them out.
+        """
         if not 0 < k <= num_experts:
             raise ValueError(f"k must be above 0 and at most num_experts={num_experts}; got k={k}")
-        self.k = k
+        self.k, self.num_experts = k, num_experts
+        scores = num_experts * slots + null_experts
         init = nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(init(rngs.params(), (dim, num_experts * slots), jnp.float32))
+        self.kernel = nnx.Param(init(rngs.params(), (dim, scores), jnp.float32))
 
     @classmethod
     def why_not_causal(cls, settings: Mapping[str, Any]) -> str | None:
@@ -78,8 +121,24 @@ class Router(nnx.Module):
             return None
         return f"{cls.__name__} compares each token with later ones; {cls.instead} does not"
 
+    def advance(self, state, statistics, progress):
+        """Returns the state after an optimizer step; see the contract."""
+        return state
+
+    def calibrate(self, state, statistics):
+        """Returns the state before the first step; see the contract."""
+        return state
+
+    def share(self, offers_L):
+        """Returns what each layer gets; see the contract."""
+        raise NotImplementedError
+
+    def real(self, weights):
+        """Returns the weights [G, T, E] of real experts alone."""
+        return weights[..., : self.num_experts]
+
     def logits(self, x_GTD):
-        """Returns the scores [G, T, E], exact to float32.
+        """Returns the scores [G, T, E], those of null experts last, exact to float32.
 
         Decisions do not survive bfloat16's three digits, and without `precision` TPUs multiply
         float32 numbers in one pass of bfloat16, GPUs in TF32.

@@ -27,6 +27,24 @@ def ranks(x, k: int):
     return rank
 
 
+def first_choices_first(rank_GTE):
+    """Returns priorities that fill slots with all tokens' first choices, then all second ones, each
+    in the order of the tokens."""
+    tokens = rank_GTE.shape[1]
+    return -(rank_GTE * tokens + jnp.arange(tokens)[None, :, None])
+
+
+def best_groups(scores, groups: int, best: int):
+    """Whether each entry of the last axis is in one of its row's `best` groups of neighbours.
+
+    A group's score is the sum of its two highest entries (DeepSeek-V3, arXiv 2412.19437).
+    """
+    grouped = scores.reshape(*scores.shape[:-1], groups, -1)
+    highest = jnp.where(ranks(grouped, 2) < 2, grouped, 0).sum(-1)
+    chosen = ranks(highest, best) < best
+    return jnp.broadcast_to(chosen[..., None], grouped.shape).reshape(scores.shape)
+
+
 def largest(x, k: int):
     """Whether each entry is among the k largest of the last axis, bool of x's shape.
 

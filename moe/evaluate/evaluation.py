@@ -16,6 +16,7 @@ from moe.errors import UsageError
 from moe.evaluate import report
 from moe.hosts import mesh as meshes
 from moe.hosts.distributed import by_first, together
+from moe.nn.memory import join
 from moe.store.checkpoint import Checkpoints
 from moe.store.workdir import saved_config
 from moe.tasks import Task, task_of
@@ -175,20 +176,24 @@ def _batch_size(saved: ConfigDict, groups: int) -> int:
 
 
 def restore(workdir: pathlib.Path, run: Run, step: int | None):
-    """Reads what evaluation uses, the parameters' average where the run keeps one, and its step."""
+    """Reads the variables that evaluation uses, and their step.
+
+    They are the parameters, or their average where the run keeps one, and the routers' memory.
+    """
     key = "ema" if run.config.optimizer.ema_decay else "params"
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    state, step, damaged = checkpoints.restore_newest({key: run.params}, step)
-    return state[key], step, damaged
+    like = {key: run.params} | ({"routers": run.memory} if run.memory else {})
+    state, step, damaged = checkpoints.restore_newest(like, step)
+    return join(state[key], state.get("routers", {})), step, damaged
 
 
 def _check_fit(saved: ConfigDict, run: Run) -> None:
     """Raises UsageError where another data set or image size changes a parameter's shape."""
     model = nnx.eval_shape(lambda: task_of(saved).build(saved, nnx.Rngs(0)))
-    trained = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    trained = nnx.to_pure_dict(nnx.state(model))
     theirs, ours = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
-        for tree in (trained, run.params)
+        for tree in (trained, run.variables)
     )
     wrong = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
     if wrong:

@@ -16,6 +16,7 @@ from moe.nn.decoder_block import Context, DecoderBlock, GroupedQueryAttention, K
 from moe.nn.layer import LayerReport, MoE
 from moe.nn.mlp import Mlp
 from moe.nn.rope import rope_angles
+from routers import Tokens
 
 
 class DecoderOutput(NamedTuple):
@@ -103,7 +104,8 @@ class Decoder(nnx.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         places = Places(segments, positions)
-        context = Context(places, rope_angles(positions, self.head_dim, self.rope_base))
+        angles = rope_angles(positions, self.head_dim, self.rope_base)
+        context = Context(places, angles, Tokens(tokens_BT, positions))
         real_BT = segments > 0
         if mask is not None:
             real_BT &= mask[:, None]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.hosts.mesh import constrain
+from moe.nn import memory
 from moe.nn.layer import LayerReport
 
 # What the backward pass keeps of a block; all else is computed again.
@@ -53,12 +54,12 @@ class Block(nnx.Module):
         self.feed_forward = feed_forward
         self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, x, *, mask, train, key, context=None, cache=None):
+    def __call__(self, x, *, mask, train, key, context=None, cache=None, **told):
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         x = constrain(x, "batch", None, None)
         x += self._drop(self.attention(self.norm_attention(x)), keys[0])
         out, report = self.feed_forward(
-            self.norm_feed_forward(x), mask=mask, train=train, key=keys[1]
+            self.norm_feed_forward(x), mask=mask, train=train, key=keys[1], **told
         )
         return x + self._drop(out, keys[2]), report, None
 
@@ -71,7 +72,8 @@ class Blocks(nnx.Module):
 
     A block maps (x, mask, train, key, context, cache) to x, its report (None without experts) and
     its new cache (None without one): `context` is what all blocks are told of the tokens, a pytree
-    that only they know, and a cache is what a block keeps of tokens that it was given before.
+    that only they know, and a cache is what a block keeps of tokens that it was given before. It
+    also gets `share` where the layers' routers share something (`routers.Router`).
 
     Args:
       make: (block number, rngs) -> its module.
@@ -105,11 +107,14 @@ class Blocks(nnx.Module):
         reports: dict[int, LayerReport] = {}
         new_caches = {}
         depth = sum(run.period * run.repeats for run in self.runs)
+        shares = self._shares()
         keys = None if key is None else jax.random.split(key, depth)
         for run in self.runs:
             end = run.start + run.period * run.repeats
             run_keys = None if keys is None else keys[run.start : end]
-            x, run_reports, run_caches = self._run(run, x, mask, train, run_keys, context, caches)
+            x, run_reports, run_caches = self._run(
+                run, x, mask, train, run_keys, context, caches, shares
+            )
             reports |= run_reports
             new_caches |= run_caches
         return x, reports, None if caches is None else new_caches
@@ -125,7 +130,20 @@ class Blocks(nnx.Module):
                 found[str(number)] = one
         return found
 
-    def _run(self, run: Run, x, mask, train, keys, context, caches):
+    def _shares(self) -> dict[int, jax.Array]:
+        """Returns by block what the routers share, from what each puts in; {} where none does."""
+        offers, router = {}, None
+        for found in memory.routers(self):
+            if found.router.offers:
+                router, value = found.router, getattr(found.router, found.router.offers)[...]
+                offers |= zip(found.numbers, value.reshape(-1), strict=True)
+        if router is None:
+            return {}
+        numbers = sorted(offers)
+        values = router.share(jnp.stack([offers[number] for number in numbers]))
+        return dict(zip(numbers, values, strict=True))
+
+    def _run(self, run: Run, x, mask, train, keys, context, caches, shares):
         """Applies one loop, or one block; returns x, and the reports and caches by block."""
         numbers = range(run.start, run.start + run.period)
         parts = [nnx.split(getattr(self, str(number))) for number in numbers]
@@ -133,24 +151,25 @@ class Blocks(nnx.Module):
         states = tuple(state for _, state in parts)
         names = [str(number) for number in numbers]
         caches = tuple(None if caches is None else caches[name] for name in names)
+        shares = tuple(_turns(run, number, shares) for number in numbers)
 
         def turn(x, inputs):
-            states, keys, caches = inputs
+            states, keys, caches, shares = inputs
             reports, new_caches = [], []
             for i, apply in enumerate(applies):
                 key = None if keys is None else keys[i]
-                x, report, cache = apply(states[i], x, mask, key, context, caches[i])
+                x, report, cache = apply(states[i], x, mask, key, context, caches[i], shares[i])
                 reports.append(report)
                 new_caches.append(cache)
             return x, (tuple(reports), tuple(new_caches))
 
         if run.repeats == 1:
-            x, (reports, caches) = turn(x, (states, keys, caches))
+            x, (reports, caches) = turn(x, (states, keys, caches, shares))
             reports = {n: r for n, r in zip(numbers, reports, strict=True) if r is not None}
             return x, reports, dict(zip(names, caches, strict=True))
         if keys is not None:
             keys = keys.reshape(run.repeats, run.period)
-        x, (reports, caches) = jax.lax.scan(turn, x, (states, keys, caches))
+        x, (reports, caches) = jax.lax.scan(turn, x, (states, keys, caches, shares))
         reports = {
             number + i * run.period: jax.tree.map(lambda a, i=i: a[i], report)
             for number, report in zip(numbers, reports, strict=True)
@@ -160,17 +179,27 @@ class Blocks(nnx.Module):
         return x, reports, dict(zip(names, caches, strict=True))
 
     def _apply(self, graphdef, train: bool, looped: bool) -> Callable:
-        """Returns (parameters, x, mask, key, context, cache) -> (x, report, cache) that keeps what
-        `remat` says."""
+        """Returns (variables, x, mask, key, context, cache, share) -> (x, report, cache) that keeps
+        what `remat` says."""
 
-        def apply(state, x, mask, key, context, cache):
-            block = nnx.merge(graphdef, state)
-            return block(x, mask=mask, train=train, key=key, context=context, cache=cache)
+        def apply(state, x, mask, key, context, cache, share):
+            told = {"context": context, "cache": cache}
+            told |= {} if share is None else {"share": share}
+            return nnx.merge(graphdef, state)(x, mask=mask, train=train, key=key, **told)
 
         if self.remat == "none":
             return apply
         # In a loop nothing outside can be merged with what is computed again.
         return jax.checkpoint(apply, policy=REMATS[self.remat], prevent_cse=not looped)
+
+
+def _turns(run: Run, number: int, shares: dict[int, jax.Array]):
+    """Returns a block's share, with a leading axis over the turns of a loop; None without one."""
+    if number not in shares:
+        return None
+    if run.repeats == 1:
+        return shares[number]
+    return jnp.stack([shares[number + i * run.period] for i in range(run.repeats)])
 
 
 def runs(kinds: Sequence) -> list[Run]:
@@ -196,9 +225,10 @@ def _stacked(build: Callable, keys) -> nnx.Module:
         flat = nnx.to_flat_state(nnx.state(build(key)))
         return {path: variable.get_value() for path, variable in flat}
 
-    def stack(variable: nnx.Variable, value) -> nnx.Param:
+    def stack(variable: nnx.Variable, value) -> nnx.Variable:
         whole = (None,) * (value.ndim - 1)
-        return nnx.Param(value, axes=("layers", *variable.get_metadata().get("axes", whole)))
+        axes = ("layers", *variable.get_metadata().get("axes", whole))
+        return variable.type(value, axes=axes)
 
     graphdef, state = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
     stacked = jax.vmap(values)(keys)

@@ -10,6 +10,7 @@ from moe.hosts.mesh import constrain
 from moe.nn.attention import Places, attention
 from moe.nn.mlp import scaled_normal
 from moe.nn.rope import rotate
+from routers import Tokens
 
 QK_NORMS = ("head", "all", "none")
 
@@ -19,6 +20,7 @@ class Context(NamedTuple):
 
     places: Places
     angles: tuple[jax.Array, jax.Array]  # of `moe.nn.rope`, for the positions
+    tokens: Tokens
 
 
 class KeyValues(NamedTuple):
@@ -132,14 +134,13 @@ class DecoderBlock(nnx.Module):
         self.feed_forward = feed_forward
         self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, x, *, mask, train, key, context: Context, cache=None):
+    def __call__(self, x, *, mask, train, key, context: Context, cache=None, **told):
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         x = constrain(x, "batch", None, None)
         out, cache = self.attention(self.norm_attention(x), context, cache)
         x += self._drop(out, keys[0])
-        out, report = self.feed_forward(
-            self.norm_feed_forward(x), mask=mask, train=train, key=keys[1]
-        )
+        x_in, told = self.norm_feed_forward(x), told | {"tokens": context.tokens}
+        out, report = self.feed_forward(x_in, mask=mask, train=train, key=keys[1], **told)
         return x + self._drop(out, keys[2]), report, cache
 
     def _drop(self, x, key):

@@ -4,7 +4,7 @@ Both map [B, T, D] to ([B, T, D], LayerReport | None), so that a block need not 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import nnx
 from moe.nn.dispatch import DISPATCHES, Limits, slots_per_expert, unbound
 from moe.nn.experts import Experts
 from moe.nn.mlp import Mlp
-from routers import Router
+from routers import Router, Tokens
 
 
 class LayerReport(NamedTuple):
@@ -27,6 +27,7 @@ class LayerReport(NamedTuple):
     tokens: jax.Array  # number of real tokens
     chosen: jax.Array  # sum of the number of experts of a token, before anything is dropped
     margin: jax.Array | None  # sum of `Routing.margin`; None where the router has none
+    statistics: Any = None  # sums for `Router.advance`
 
 
 class MoE(nnx.Module):
@@ -87,16 +88,24 @@ class MoE(nnx.Module):
         self.num_experts, self.group_size = num_experts, group_size
         self.dispatch, self.causal = dispatch, causal
 
-    def __call__(self, x_BTD, *, mask=None, train=False, key=None):
-        batch, tokens, dim = x_BTD.shape
+    def __call__(self, x_BTD, *, mask=None, train=False, key=None, tokens=None, share=None):
+        """Returns [B, T, D] and the report.
+
+        `tokens`, of `routers.Tokens` [B, T], and `share` are for routers that ask for them.
+        """
+        batch, length, dim = x_BTD.shape
         if batch % self.group_size:
             raise ValueError(f"a batch of {batch} does not divide into groups of {self.group_size}")
-        x_GTD = x_BTD.reshape(batch // self.group_size, self.group_size * tokens, dim)
+        x_GTD = x_BTD.reshape(batch // self.group_size, self.group_size * length, dim)
         if mask is not None:
-            mask = jnp.repeat(mask, tokens) if mask.ndim == 1 else mask
+            mask = jnp.repeat(mask, length) if mask.ndim == 1 else mask
             mask = mask.reshape(x_GTD.shape[:2])
         noise, drop = (None, None) if key is None else jax.random.split(key)
-        routing = self.router(x_GTD, mask=mask, key=noise)
+        told = {} if share is None else {"share": share}
+        if self.router.reads_tokens:
+            tokens = tokens or _by_position(batch, length)
+            told["tokens"] = Tokens(*(a.reshape(x_GTD.shape[:2]) for a in tokens))
+        routing = self.router(x_GTD, mask=mask, key=noise, **told)
         dispatch, limits = self._dispatch(x_GTD.shape[1], train)
         out = DISPATCHES[dispatch](x_GTD, routing, self.experts.network(drop), limits)
         weights = routing.weights if routing.mix is None else routing.weights.sum(-1)
@@ -104,10 +113,11 @@ class MoE(nnx.Module):
             aux_loss=jnp.float32(routing.aux_loss),
             load_E=out.load_E,
             dropped=out.dropped,
-            weights_BTE=weights.reshape(batch, tokens, -1),
+            weights_BTE=weights.reshape(batch, length, -1),
             tokens=_sum(jnp.ones(x_GTD.shape[:2]), mask),
             chosen=_sum((weights > 0).sum(-1), mask),
             margin=None if routing.margin is None else _sum(routing.margin, mask),
+            statistics=jax.lax.stop_gradient(routing.statistics),
         )
         y_BTD = out.y_GTD.reshape(x_BTD.shape)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)[0], report
@@ -118,6 +128,12 @@ class MoE(nnx.Module):
             return self.dispatch, self.limits if train else self.eval_limits
         dispatch = "dense" if self.dispatch == "dense" else "dropless"
         return dispatch, unbound(tokens, self.num_experts)
+
+
+def _by_position(batch: int, length: int) -> Tokens:
+    """Returns what is known of tokens that are no words: where they stand."""
+    position_BT = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+    return Tokens(position_BT, position_BT)
 
 
 def _sum(a_GT, mask):

@@ -34,7 +34,7 @@ class Mlp(nnx.Module):
         self.gate = nnx.Linear(dim, hidden, **common, **wide) if gated else None
         self.exact = exact
 
-    def __call__(self, x, *, mask=None, train=False, key=None):
+    def __call__(self, x, *, mask=None, train=False, key=None, tokens=None):
         gate = None if self.gate is None else self.gate(x)
         hidden = activate(self.wide(x), gate, self.exact)
         if self.gate is not None:

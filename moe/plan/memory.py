@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from moe.nn.memory import join
 from moe.plan.chips import Chip
 from moe.plan.compiled import Compiled
 from moe.train.run import Run
@@ -111,17 +112,17 @@ def activations(run: Run) -> float:
     config = run.config
     batch = run.task.batch(config, config.batch_size // config.optimizer.accumulate)
 
-    def residuals(params, batch):
+    def residuals(params, memory, batch):
         def forward(params):
-            model, key = nnx.merge(run.graphdef, params), jax.random.key(0)
+            model, key = nnx.merge(run.graphdef, join(params, memory)), jax.random.key(0)
             sums, reports = run.task.sums(config, model, batch, train=True, key=key)
             return sums["loss"], [report.aux_loss for report in reports.values()]
 
         return jax.tree.leaves(jax.vjp(forward, params)[1])
 
     with jax.set_mesh(run.mesh):
-        kept = jax.eval_shape(residuals, run.params, batch)
-    parameters = [(p.shape, p.dtype) for p in jax.tree.leaves(run.params)]
+        kept = jax.eval_shape(residuals, run.params, run.memory, batch)
+    parameters = [(p.shape, p.dtype) for p in jax.tree.leaves(run.variables)]
     total = 0.0
     for leaf in kept:
         if (leaf.shape, leaf.dtype) in parameters:

@@ -1,7 +1,8 @@
 """Saves the checkpoints of a run in the background, each complete or not there at all.
 
 A checkpoint has an item for the parameters, one for their average where the run keeps it, one for
-the sums since the last line of the log, and one for all else that training needs; each is a flat
+what the routers remember where they do, one for the sums since the last line of the log, and one
+for all else that training needs; each is a flat
 dictionary of named arrays ("params.blocks.0.norm.scale", ...), to be read without the classes that
 made it. Beside them stand the arrays' checksums, which every restore compares, and the task's
 metric of an evaluation. Restoring executes no code.
@@ -25,7 +26,8 @@ from moe.store import stored
 from moe.store.checksums import checksums
 from moe.tasks import Metric
 
-OWN_ITEMS = ("params", "ema", "totals")  # evaluation reads one of the first two without the rest
+# Evaluation reads one of the first two, and what the routers remember, without the rest.
+OWN_ITEMS = ("params", "ema", "routers", "totals")
 ARRAYS = (*OWN_ITEMS, "training")
 TABLES = ("metrics", "checksums")  # each a file of its name, as JSON
 

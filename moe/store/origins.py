@@ -23,9 +23,9 @@ class Place(NamedTuple):
     turn: int | None
 
 
-def places(graphdef, params) -> dict[str, Place]:
-    """Returns where each parameter of each block is, also where blocks are stacked for a loop."""
-    model = nnx.merge(graphdef, params)
+def places(graphdef, variables) -> dict[str, Place]:
+    """Returns where each variable of each block is, also where blocks are stacked for a loop."""
+    model = nnx.merge(graphdef, variables)
     loops = {
         str(loop.start + i): loop
         for loop in model.blocks.runs
@@ -33,7 +33,7 @@ def places(graphdef, params) -> dict[str, Place]:
         for i in range(loop.period)
     }
     where = {}
-    for leaf in named(params):
+    for leaf in named(variables):
         head, _, rest = leaf.partition(".")
         number, _, rest = rest.partition(".")
         if head != "blocks" or number not in loops:

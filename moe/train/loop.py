@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from moe.errors import DataError
 from moe.hosts.distributed import first_text, is_first
+from moe.nn.memory import join
 from moe.screen import say
 from moe.store.checkpoint import Checkpoints
 from moe.store.records import Records
@@ -165,16 +166,16 @@ class Looks:
     def _measure(self, state: State) -> Scalars:
         """Evaluates the parameters, or their average where the run keeps one."""
 
-        def eval_step(params, batch):
-            sums, asked = self._eval_step(params, batch)
+        def eval_step(variables, batch):
+            sums, asked = self._eval_step(variables, batch)
             if number := self._votes.count(asked, lag=0):
                 raise _Stopped(number)
             return sums
 
-        params = state.get("ema", state["params"])
+        variables = join(state.get("ema", state["params"]), state.get("routers", {}))
         batches = self._run.eval_batches(self._source)
         with self._pause(state):
-            total = evaluate(eval_step, params, batches, self._votes.add)
+            total = evaluate(eval_step, variables, batches, self._votes.add)
         return evaluation_scalars(self._run.task, total)
 
     def _record(self, step: int, results: Scalars) -> None:

@@ -74,7 +74,8 @@ def _causes(run: Run) -> Callable:
     gradient = run.gradient
 
     def find(state, batch):
-        grads, _ = gradient(state["params"], batch, step_key(run.config.seed, state["step"]))
+        memory, key = state.get("routers", {}), step_key(run.config.seed, state["step"])
+        grads, _ = gradient(state["params"], batch, key, memory)
         updates, opt_state = run.optimizer.update(grads, state["opt_state"], state["params"])
         new = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
         return tuple(jax.tree.map(lambda a: jnp.isfinite(a).all(), tree) for tree in (grads, new))

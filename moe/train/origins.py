@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from moe import outputs
 from moe.errors import UsageError
 from moe.hosts.distributed import together
+from moe.nn.memory import join, part
 from moe.screen import say
 from moe.store.checkpoint import Checkpoints, named
 from moe.store.origins import COPIES, SAME, Layout, Rule, find, places
@@ -39,8 +40,9 @@ NEW = "new"
 def start_from_checkpoint(run: Run, state: State) -> tuple[State, dict]:
     """Returns the state of step 0 with the parameters of `config.init.workdir`'s checkpoint.
 
-    The second result says where each parameter came from; see `write_origin`. The arrays of the
-    given state become the new ones'.
+    So is what the routers remember, where both runs have the same router. The second result says
+    where each variable came from; see `write_origin`. The arrays of the given state become the new
+    ones'.
 
     Raises:
       UsageError: no run or checkpoint is there, or the sizes of the two models differ.
@@ -49,17 +51,20 @@ def start_from_checkpoint(run: Run, state: State) -> tuple[State, dict]:
     source, origins = together(lambda: find_source(run))
     checkpoints = Checkpoints(directory / "checkpoints", read_only=True)
     key = "ema" if source.config.optimizer.ema_decay else "params"
-    saved, step, damaged = checkpoints.restore_newest(
-        {key: source.params}, wanted if wanted >= 0 else None
-    )
+    like = {key: source.params} | ({"routers": source.memory} if source.memory else {})
+    saved, step, damaged = checkpoints.restore_newest(like, wanted if wanted >= 0 else None)
     checkpoints.close()
     for bad in damaged:
         say(f"checkpoint {bad} of {directory} is damaged; using step {step}")
-    layout = jax.tree.map(lambda a: a.sharding, run.params)
-    parameters = run.jit(
+    layout = jax.tree.map(lambda a: a.sharding, run.variables)
+    assemble = run.jit(
         lambda new, old: _assemble(run, new, old, source), out_shardings=layout, donate_argnums=0
     )
-    state = state | {"params": parameters(state["params"], saved[key])}
+    old = join(saved[key], saved.get("routers", {}))
+    variables = assemble(join(state["params"], state.get("routers", {})), old)
+    state = state | {"params": part(variables, run.params)}
+    if run.memory:
+        state["routers"] = part(variables, run.memory)
     if "ema" in state:
         state = state | {"ema": jax.tree.map(jnp.copy, state["params"])}
     return state, {"workdir": run.config.init.workdir, "step": step, "parameters": origins}
@@ -104,10 +109,14 @@ def origin_of_each(run: Run, source: Run) -> dict[str, str]:
     Raises:
       UsageError: a parameter has another shape there; only the task's ends and the router may.
     """
-    theirs = _shapes(source)
+    theirs = _shapes(source, source.variables)
     origins = {}
-    for name, shape in _shapes(run).items():
+    other = run.config.router.name != source.config.router.name
+    remembered = _shapes(run, run.memory) if other else ()
+    for name, shape in _shapes(run, run.variables).items():
         origins[name], layout = _origin(name, theirs)
+        if name in remembered:  # means something else to another router
+            origins[name] = NEW
         if origins[name] == NEW:
             continue
         expected, actual = layout.theirs(shape), theirs[origins[name]]
@@ -141,11 +150,18 @@ def _source(run: Run) -> Run:
     return set_up(saved.lock(), devices=list(run.mesh.devices.flat))
 
 
-def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
-    leaves = named(run.params)
+def is_new(run: Run, origin: dict) -> bool:
+    """Tells whether the routers remember nothing of the other run."""
+    return all(origin["parameters"][name] == NEW for name in _shapes(run, run.memory))
+
+
+def _shapes(run: Run, variables) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of some of the run's variables, by the names of single blocks."""
+    leaves = named(variables)
     return {
         name: leaves[place.leaf].shape[0 if place.turn is None else 1 :]
-        for name, place in places(run.graphdef, run.params).items()
+        for name, place in places(run.graphdef, run.variables).items()
+        if place.leaf in leaves
     }
 
 
@@ -162,7 +178,7 @@ def _origin(name: str, theirs) -> tuple[str, Layout]:
 def _assemble(run: Run, new, old, source: Run):
     """Returns the new parameters, block by block, from the old ones."""
     origins, leaves = origin_of_each(run, source), named(old)
-    mine, theirs = (places(r.graphdef, r.params) for r in (run, source))
+    mine, theirs = (places(r.graphdef, r.variables) for r in (run, source))
 
     def value(name: str, fresh):
         if origins[name] == NEW:

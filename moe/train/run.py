@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -17,6 +18,7 @@ from moe.checks import check
 from moe.config import flatten
 from moe.errors import check_all, raise_all
 from moe.hosts import mesh as meshes
+from moe.nn import memory as memories
 from moe.tasks import Task, task_of
 from moe.tasks.task import Batch, Source
 from moe.train.optimizer import build_optimizer, optimizer_shardings
@@ -33,13 +35,15 @@ from moe.train.step import (
 class Run:
     """Holds the parts of a run; no array of the model exists yet.
 
-    `config` has the sizes that come from the data filled in, `params` is the parameters' pure
-    dictionary as shapes with shardings. What the parts need of the config they get from here.
+    `config` has the sizes that come from the data filled in. `params` is the parameters' pure
+    dictionary as shapes with shardings, `memory` that of what the routers remember, {} where they
+    do not. What the parts need of the config they get from here.
     """
 
     config: ConfigDict
     graphdef: Any
     params: Any
+    memory: memories.Memory
     optimizer: optax.GradientTransformation
     mesh: Mesh
 
@@ -55,7 +59,7 @@ class Run:
 
     @property
     def gradient(self) -> Callable:
-        """Returns (params, batch, key) -> (gradient, sums), see `step`."""
+        """Returns (params, batch, key, memory) -> (gradient, sums), see `step`."""
         parts, group_size = self.config.optimizer.accumulate, self.config.moe.group_size
         return make_gradient(self._sums, self.graphdef, parts, group_size)
 
@@ -63,11 +67,16 @@ class Run:
     def train_step(self) -> Callable:
         """Returns (state, batch) -> (state, sums), see `step`; to be compiled by `jit`."""
         skip, decay = self.config.nonfinite == "skip", self.config.optimizer.ema_decay
-        return make_train_step(self.gradient, self.optimizer, self.config.seed, skip, decay)
+        seed, advance = self.config.seed, self._advance
+        return make_train_step(self.gradient, self.optimizer, seed, advance, skip, decay)
+
+    def _advance(self, params, memory, statistics, done):
+        progress = jnp.float32(done) / self.config.num_steps
+        return memories.advance(self.graphdef, params, memory, statistics, progress)
 
     @property
     def eval_step(self) -> Callable:
-        """Returns (params, batch) -> sums, see `step`; to be compiled by `jit`."""
+        """Returns (variables, batch) -> sums, see `step`; to be compiled by `jit`."""
         return make_eval_step(self._sums, self.graphdef)
 
     @property
@@ -95,14 +104,14 @@ class Run:
         def init():
             rngs = nnx.Rngs(seeds.key(self.config.seed, "parameters"))
             model = self.task.build(self.config, rngs)
-            params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-            return self._initial_state(params)
+            _, params, memory = memories.split(model)
+            return self._initial_state(nnx.to_pure_dict(params), nnx.to_pure_dict(memory))
 
         return self.jit(init, out_shardings=shardings)()
 
     def abstract_state(self) -> State:
         """Returns the state's shapes and shardings."""
-        state = jax.eval_shape(self._initial_state, self.params)
+        state = jax.eval_shape(self._initial_state, self.params, self.memory)
         own = jax.tree.map(lambda a: a.sharding, self.params)
         known = {"params": own, "ema": own}
         known["opt_state"] = optimizer_shardings(self.optimizer, state["opt_state"], self.params)
@@ -115,8 +124,14 @@ class Run:
 
         return {key: place(key, tree) for key, tree in state.items()}
 
-    def _initial_state(self, params) -> State:
-        return initial_state(params, self.optimizer, average=self.config.optimizer.ema_decay > 0)
+    def _initial_state(self, params, memory) -> State:
+        average = self.config.optimizer.ema_decay > 0
+        return initial_state(params, memory, self.optimizer, average)
+
+    @property
+    def variables(self):
+        """Returns the shapes of all that the model is merged from."""
+        return memories.join(self.params, self.memory)
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns a training batch's shapes and shardings."""
@@ -182,14 +197,19 @@ def set_up(
     (mesh,) = made
     with jax.set_mesh(mesh):
         model = nnx.eval_shape(lambda: task_of(config).build(config, nnx.Rngs(0)))  # shapes alone
-    graphdef, state = nnx.split(model, nnx.Param)
+    graphdef, state, memory = memories.split(model)
     params = jax.tree.map(
         lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
         nnx.to_pure_dict(state),
         meshes.parameter_shardings(mesh, state),
     )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    memory = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),
+        nnx.to_pure_dict(memory),
+    )
     optimizer = build_optimizer(config.optimizer, config.num_steps)
-    return Run(config, graphdef, params, optimizer, mesh)
+    return Run(config, graphdef, params, memory, optimizer, mesh)
 
 
 def _misfits(config: ConfigDict, mesh: Mesh) -> Iterator[str]:

@@ -10,22 +10,32 @@ import optax
 from flax import nnx
 
 from moe import seeds
+from moe.nn.memory import Memory, join, statistics
 from moe.tasks.task import Reports
 
-State = dict[str, Any]  # step, params, opt_state, and ema where an average is kept
+# step, params, opt_state, and ema where an average is kept, routers where these remember something.
+State = dict[str, Any]
+NOTHING: Memory = {}  # what routers without a memory remember
 
 
-def initial_state(params, optimizer: optax.GradientTransformation, average: bool) -> State:
+def initial_state(
+    params, memory: Memory, optimizer: optax.GradientTransformation, average: bool
+) -> State:
     """Returns the state before the first step, with an `average` of the parameters or without."""
     step = jnp.zeros((), jnp.int32)
     state = {"step": step, "params": params, "opt_state": optimizer.init(params)}
     if average:
         state["ema"] = jax.tree.map(jnp.copy, params)
+    if memory:
+        state["routers"] = memory
     return state
 
 
 def make_gradient(task_sums: Callable, graphdef, parts: int = 1, group_size: int = 1) -> Callable:
-    """Returns a function: params, batch, key -> the gradient of the mean loss, and sums.
+    """Returns a function: params, batch, key, memory -> the gradient of the mean loss, and sums.
+
+    `memory` is what the routers remember, {} where they do not; "statistics" among the sums are
+    what they learn from.
 
     The loss is sum("loss") / sum("weight") of the task over the whole global batch, also of
     micro-batches of unequal weight; so is a task's "penalty". An auxiliary loss of the batch's
@@ -44,34 +54,35 @@ def make_gradient(task_sums: Callable, graphdef, parts: int = 1, group_size: int
         groups = a.reshape(-1, parts, group_size, *a.shape[1:])
         return groups.swapaxes(0, 1).reshape(parts, -1, *a.shape[1:])
 
-    def losses(params, batch, key):
+    def losses(params, batch, key, memory):
         """Returns the loss summed over the batch, the auxiliary loss of the batch, and all sums."""
-        model = nnx.merge(graphdef, params)
+        model = nnx.merge(graphdef, join(params, memory))
         sums, reports = task_sums(model, batch, train=True, key=key)
         aux_loss = sum((report.aux_loss for report in reports.values()), jnp.zeros(()))
         sums = sums | {"aux_loss": aux_loss * sums["weight"]} | traffic(reports)
+        sums["statistics"] = statistics(reports)
         return sums["loss"] + sums.get("penalty", 0.0), aux_loss, sums
 
     @functools.partial(jax.grad, has_aux=True)
-    def gradient(params, batch, key):
-        loss, aux_loss, sums = losses(params, batch, key)
+    def gradient(params, batch, key, memory=NOTHING):
+        loss, aux_loss, sums = losses(params, batch, key, memory)
         return loss / _or_one(sums["weight"]) + aux_loss, sums
 
     @functools.partial(jax.grad, has_aux=True)
-    def summed_gradient(params, batch, key):
-        loss, aux_loss, sums = losses(params, batch, key)
+    def summed_gradient(params, batch, key, memory):
+        loss, aux_loss, sums = losses(params, batch, key, memory)
         return loss + aux_loss * sums["weight"], sums
 
-    def gradient_in_parts(params, batch, key):
+    def gradient_in_parts(params, batch, key, memory=NOTHING):
         """Adds up micro-batches, computed one after the other to save memory; divides once."""
         batches = jax.tree.map(split, batch)
         keys = jax.random.split(key, parts)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, summed_gradient(params, *part)), None
+            return jax.tree.map(jnp.add, total, summed_gradient(params, *part, memory)), None
 
         first = jax.tree.map(lambda a: a[0], (batches, keys))
-        shapes = jax.eval_shape(summed_gradient, params, *first)
+        shapes = jax.eval_shape(summed_gradient, params, *first, memory)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (grads, sums), _ = jax.lax.scan(add, zeros, (batches, keys))
         return jax.tree.map(lambda g: g / _or_one(sums["weight"]).astype(g.dtype), grads), sums
@@ -109,6 +120,7 @@ def make_train_step(
     gradient: Callable,
     optimizer: optax.GradientTransformation,
     seed: int,
+    advance: Callable,
     skip: bool = False,
     ema_decay: float = 0.0,
 ) -> Callable:
@@ -120,15 +132,20 @@ def make_train_step(
 
     Args:
       gradient: see `make_gradient`.
+      advance: (params, memory, statistics, steps that are then done) -> the routers' new memory.
       ema_decay: of the average of the parameters, in states that have one.
     """
 
     def train_step(state: State, batch, halted=False):
-        grads, sums = gradient(state["params"], batch, step_key(seed, state["step"]))
+        memory, key = state.get("routers", NOTHING), step_key(seed, state["step"])
+        grads, sums = gradient(state["params"], batch, key, memory)
+        seen = sums.pop("statistics")
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {"params": params, "opt_state": opt_state}
+        if memory:
+            new["routers"] = advance(state["params"], memory, seen, state["step"] + 1)
         # What is kept is checked, not the gradients: finite ones too can lead to an update that is
         # not (moments that overflow, a learning rate of 1e38), or to moments that stop all others.
         good = finite(new) & jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & ~jnp.asarray(halted)
@@ -146,10 +163,13 @@ def make_train_step(
 
 
 def make_eval_step(task_sums: Callable, graphdef) -> Callable[[Any, dict], dict]:
-    """Returns a function: params, batch -> sums over the real examples of the batch."""
+    """Returns a function: variables, batch -> sums over the real examples of the batch.
 
-    def eval_step(params, batch):
-        sums, reports = task_sums(nnx.merge(graphdef, params), batch, train=False)
+    The variables are the parameters, joined with what the routers remember.
+    """
+
+    def eval_step(variables, batch):
+        sums, reports = task_sums(nnx.merge(graphdef, variables), batch, train=False)
         return sums | traffic(reports)
 
     return eval_step

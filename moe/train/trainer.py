@@ -14,10 +14,11 @@ from moe.screen import say
 from moe.store import workdir as workdirs
 from moe.store.checkpoint import Checkpoints
 from moe.tasks import task_of
-from moe.tasks.task import line
+from moe.tasks.task import Source, line
 from moe.train.agreement import agree
+from moe.train.calibration import calibrate
 from moe.train.loop import loop
-from moe.train.origins import find_source, start_from_checkpoint, write_origin
+from moe.train.origins import find_source, is_new, start_from_checkpoint, write_origin
 from moe.train.run import Run, set_up
 
 
@@ -39,7 +40,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, extend: bool = False) -> di
     )
     agree(run.config, train_source, eval_source, **{"--extend": extend})
     zeros = _zeros(run, sums)
-    fresh = None if workdirs.has_checkpoint(workdir) else _fresh(run)
+    fresh = None if workdirs.has_checkpoint(workdir) else _fresh(run, train_source)
     with contextlib.ExitStack() as stack:
         by_first(lambda: stack.enter_context(workdirs.opened(run.config, workdir, extend)))
         by_first(lambda: workdirs.keep(run.task.files(train_source), workdir))
@@ -50,7 +51,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, extend: bool = False) -> di
             fresh = None  # another process was first: no state is held beside the restored one
             state, start = workdirs.resume(checkpoints, _like(run, sums))
         else:
-            (state, origin), start, fresh = fresh or _fresh(run), 0, None
+            (state, origin), start, fresh = fresh or _fresh(run, train_source), 0, None
             by_first(lambda: write_origin(origin, workdir))
         state = {"totals": zeros()} | state
         if (
@@ -90,10 +91,14 @@ def _prepare(config: ConfigDict, workdir: pathlib.Path, extend: bool):
     return run, step_fn, sums, train_source, eval_source
 
 
-def _fresh(run: Run):
+def _fresh(run: Run, source: Source):
     """Returns the state of step 0, and where its parameters came from; nothing is written yet."""
-    state = run.initial_state()
-    return start_from_checkpoint(run, state) if run.config.init.workdir else (state, None)
+    state, origin = run.initial_state(), None
+    if run.config.init.workdir:
+        state, origin = start_from_checkpoint(run, state)
+    if run.memory and (origin is None or is_new(run, origin)):
+        state = calibrate(run, state, source)
+    return state, origin
 
 
 def _like(run: Run, sums):

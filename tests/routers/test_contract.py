@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from routers import ROUTERS
+from routers import ROUTERS, RouterState, Tokens
 from tests.jaxprs import float32_precisions
+from tests.kinds import CONTROLS
 
 G, T, D, E = 2, 8, 6, 4
 CAPACITY = 4
@@ -21,7 +22,7 @@ routers = pytest.mark.parametrize("name", ROUTERS)
 SETTINGS = [
     (name, loss)
     for name, router in ROUTERS.items()
-    for loss in ("importance", "load", "balance", "z")
+    for loss in ("importance", "load", "balance", "z", "simbal", "entropy", "sparsity")
     if loss in inspect.signature(router.__init__).parameters
 ]
 
@@ -30,9 +31,27 @@ def build(name, **settings):
     return ROUTERS[name](D, E, CAPACITY, **settings, rngs=nnx.Rngs(0))
 
 
+# A few words, some of them twice.
+TOKENS = Tokens(*(jnp.arange(G * T).reshape(G, T) * 5 % n for n in (11, T)))
+
+
+def call(router, x, mask=None, key=None):
+    told = {"tokens": TOKENS} if router.reads_tokens else {}
+    if router.offers:  # there is one more layer
+        offers = jnp.stack([getattr(router, router.offers)[...], jnp.float32(0.1)])
+        told["share"] = router.share(offers)[0]
+    return router(x, mask=mask, key=key, **told)
+
+
 @nnx.jit
 def route(router, x, mask=None, key=None):
-    return router(x, mask=mask, key=key)
+    return call(router, x, mask, key)
+
+
+def split(name, **settings):
+    """Returns a router's structure, its parameters and its memory."""
+    graph, parameters, memory = nnx.split(build(name, **settings), nnx.Param, RouterState)
+    return graph, parameters, nnx.to_pure_dict(memory)
 
 
 def assert_all_close(a, b, atol):
@@ -72,22 +91,25 @@ def test_deterministic_without_a_key_and_equal_under_jit(name):
     router = build(name)
     compiled, again = route(router, X), route(router, X)
     assert_all_close(compiled, again, atol=0)
-    assert_all_close(compiled, router(X), atol=1e-5)  # other fusions
+    assert_all_close(compiled, call(router, X), atol=1e-5)  # other fusions
 
 
 @routers
 @pytest.mark.parametrize("noisy", [False, True])
 def test_gradients_reach_every_parameter_and_the_tokens(name, noisy):
     key = jax.random.key(0) if noisy else None
-    graph, parameters = nnx.split(build(name), nnx.Param)
+    graph, parameters, memory = split(name)
 
     @jax.jit
     @jax.grad
     def slopes(inputs):
         parameters, x = inputs
-        return weighted_sum(nnx.merge(graph, parameters)(x, key=key))
+        return weighted_sum(call(nnx.merge(graph, parameters, memory), x, key=key))
 
     leaves = jax.tree.leaves(slopes((parameters, X)))
+    if name in CONTROLS:
+        assert len(leaves) == 1 and (leaves[0] == 0).all()
+        return
     assert len(leaves) > 1
     for slope in leaves:
         assert jnp.isfinite(slope).all() and jnp.abs(slope).max() > 0
@@ -138,12 +160,13 @@ def test_padding_is_invisible(name):
     one = route(router, X, MASK)
     other = route(router, jnp.where(MASK[..., None], X, 9.0), MASK)
     assert (one.weights[~MASK] == 0).all()
-    for field in ("weights", "mix", "aux_loss"):
+    for field in ("weights", "mix", "aux_loss", "statistics"):
         assert_all_close(getattr(one, field), getattr(other, field), atol=1e-6)
     if one.mix is not None:
         assert (one.mix[~MASK] == 0).all()
     nothing = route(router, X, jnp.zeros_like(MASK))
     assert (nothing.weights == 0).all() and jnp.isfinite(nothing.aux_loss)
+    assert not any(a.any() for a in jax.tree.leaves(nothing.statistics))
 
 
 @routers
@@ -158,14 +181,38 @@ def test_bfloat16_tokens_get_float32_weights(name):
 @routers
 def test_scores_are_not_rounded_to_bfloat16(name):
     """TPUs multiply float32 numbers in one pass of bfloat16 unless they are told, also backward."""
-    graph, parameters = nnx.split(build(name), nnx.Param)
+    graph, parameters, memory = split(name)
 
     def total(parameters, x):
-        return weighted_sum(nnx.merge(graph, parameters)(x, key=jax.random.key(0)))
+        router = nnx.merge(graph, parameters, memory)
+        return weighted_sum(call(router, x, key=jax.random.key(0)))
 
     for f in (total, jax.grad(total, argnums=(0, 1))):
         precisions = float32_precisions(f, parameters, X)
-        assert precisions and set(precisions) == {(jax.lax.Precision.HIGHEST,) * 2}
+        assert set(precisions) <= {(jax.lax.Precision.HIGHEST,) * 2}
+        assert precisions or name in CONTROLS
+
+
+@routers
+def test_learns_from_sums_over_groups(name):
+    """Statistics of a batch are those of its parts added up, and what learns from them is pure."""
+    graph, parameters, memory = split(name)
+    whole = route(build(name), X, MASK).statistics
+    assert (whole is None) == (not memory)
+    if whole is None:
+        return
+    masks = [MASK.at[1 - g].set(False) for g in range(G)]
+    parts = [route(build(name), X, mask).statistics for mask in masks]
+    assert_all_close(jax.tree.map(jnp.add, *parts), whole, atol=1e-5)
+    router = nnx.merge(graph, parameters, memory)
+    nothing = jax.tree.map(jnp.zeros_like, whole)
+    for seen in (whole, nothing):
+        for change in (router.calibrate, lambda *a: router.advance(*a, 0.5)):
+            new = jax.jit(change)(memory, seen)
+            assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, memory)
+            for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(memory), strict=True):
+                assert a.dtype == b.dtype and jnp.isfinite(a).all()
+    assert_all_close(nnx.to_pure_dict(nnx.state(router, RouterState)), memory, atol=0)
 
 
 def test_weights_of_a_token_add_up_to_one_where_asked():
@@ -192,13 +239,13 @@ def test_a_setting_may_look_ahead():
 @pytest.mark.parametrize(("name", "loss"), SETTINGS)
 def test_every_auxiliary_loss_trains_the_router(name, loss):
     others = {other: 0.0 for router, other in SETTINGS if router == name}
-    graph, parameters = nnx.split(build(name, **{**others, loss: 1.0}), nnx.Param)
+    graph, parameters, memory = split(name, **{**others, loss: 1.0})
 
     @jax.jit
     @jax.value_and_grad
     def aux(parameters):
-        router = nnx.merge(graph, parameters)
-        return router(X, key=jax.random.key(0)).aux_loss
+        router = nnx.merge(graph, parameters, memory)
+        return call(router, X, key=jax.random.key(0)).aux_loss
 
     value, slopes = aux(parameters)
     assert jnp.isfinite(value) and value > 0

@@ -11,10 +11,12 @@ from flax import nnx
 from moe.checks import check
 from moe.errors import UsageError
 from moe.models.build import moe_layers
+from moe.nn.memory import split
 from moe.tasks import TASKS
 from moe.train.step import make_eval_step
 from routers import ROUTERS
 from tests.jaxprs import float32_precisions
+from tests.kinds import each_kind
 from tests.moe.conftest import build_model, quick_jit
 
 
@@ -51,14 +53,14 @@ def test_moe_layers_that_do_not_exist(spec):
         moe_layers(spec, 4)
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", each_kind(ROUTERS))
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_gradients_reach_every_parameter(name, pool, tiny, images):
     model = build_model(sized(tiny(router__name=name, model__pool=pool)), nnx.Rngs(0))
-    graphdef, params = nnx.split(model)
+    graphdef, params, memory = split(model)
 
     def loss(params):
-        out = nnx.merge(graphdef, params)(images, train=True, key=jax.random.key(1))
+        out = nnx.merge(graphdef, params, memory)(images, train=True, key=jax.random.key(1))
         return (out.logits * jnp.arange(10)).sum() + sum(r.aux_loss for r in out.reports.values())
 
     params["head"]["kernel"][...] += jax.random.normal(jax.random.key(2), (16, 10))
@@ -69,7 +71,7 @@ def test_gradients_reach_every_parameter(name, pool, tiny, images):
         assert exempt or jnp.abs(grad).max() > 0, path
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", each_kind(ROUTERS))
 @pytest.mark.parametrize("group_size", [1, 4])
 def test_padding_changes_nothing(name, group_size, tiny, images):
     config = sized(tiny(router__name=name, moe__group_size=str(group_size)))
@@ -83,7 +85,7 @@ def test_padding_changes_nothing(name, group_size, tiny, images):
     np.testing.assert_array_equal(a.reports[1].load_E, b.reports[1].load_E)
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", each_kind(ROUTERS))
 def test_a_prediction_depends_on_its_own_example_alone(name, tiny, images):
     model = build_model(sized(tiny(router__name=name)), nnx.Rngs(0))
     model.head.kernel[...] = jax.random.normal(jax.random.key(2), (16, 10))

@@ -16,7 +16,8 @@ from moe.nn.dispatch import (
     slots_per_expert,
 )
 from moe.nn.grouped import grouped_matmul
-from routers import ROUTERS, Routing
+from routers import ROUTERS, RouterState, Routing, Tokens
+from tests.kinds import each_kind
 from tests.moe.conftest import quick_jit
 
 G, T, E, D = 3, 12, 4, 8
@@ -35,6 +36,12 @@ def experts(kernel_EDD):
 TOKENS_THEMSELVES = Network(lambda x: x, lambda _, x, sizes, ids: x, (), ())
 
 
+def call(router, x, mask=None):
+    place = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    told = {"tokens": Tokens(place, place)} if router.reads_tokens else {}
+    return router(x, mask=mask, **told)
+
+
 @pytest.fixture
 def inputs():
     keys = jax.random.split(jax.random.key(0), 2)
@@ -42,7 +49,7 @@ def inputs():
 
 
 @pytest.mark.parametrize("dispatch", ["capacity", "dropless"])
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", each_kind(ROUTERS))
 def test_equals_dense_when_nothing_overflows(name, dispatch, inputs):
     x, kernel = inputs
     dispatch = DISPATCHES[dispatch]
@@ -53,18 +60,18 @@ def test_equals_dense_when_nothing_overflows(name, dispatch, inputs):
 
     def loss(dispatch):
         def of(x, kernel, params):
-            routing = nnx.merge(graphdef, params)(x, mask=mask)
+            routing = call(nnx.merge(graphdef, params, memory), x, mask=mask)
             return (dispatch(x, routing, experts(kernel), limits).y_GTD * weight).sum()
 
         return quick_jit(jax.value_and_grad(of, (0, 1, 2)))(x, kernel, params)
 
-    graphdef, params = nnx.split(router)
+    graphdef, params, memory = nnx.split(router, nnx.Param, RouterState)
     for ours, reference in zip(
         jax.tree.leaves(loss(dispatch)), jax.tree.leaves(loss(dense)), strict=True
     ):
         # Two orders of summation of about T * E float32 terms of size 1.
         np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)
-    assert dispatch(x, router(x), experts(kernel), limits).dropped == 0
+    assert dispatch(x, call(router, x), experts(kernel), limits).dropped == 0
 
 
 def test_keeps_the_heaviest_and_reports_the_dropped_mass():

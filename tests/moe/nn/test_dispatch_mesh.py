@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from moe.hosts import mesh
 from moe.nn import exchange as rows
 from moe.nn.layer import MoE
+from moe.nn.memory import split
 from routers import ROUTERS
 from tests.moe.conftest import quick_jit
 
@@ -46,14 +47,15 @@ def layer(router: str, dispatch: str, dropout: float = 0.0, receive: float = 8.0
         dtype=jnp.float32,
         rngs=nnx.Rngs(0),
     )
-    graphdef, params = nnx.split(model)
+    graphdef, params, memory = split(model)
     for name in ("bias_wide", "bias_narrow"):
         bias = params["experts"][name]
         bias[...] = jax.random.normal(jax.random.key(5), bias.shape)
 
     def loss(params, x, weight):
         mask = jnp.arange(B) != 3
-        y, report = nnx.merge(graphdef, params)(x, mask=mask, train=True, key=jax.random.key(3))
+        model = nnx.merge(graphdef, params, memory)
+        y, report = model(x, mask=mask, train=True, key=jax.random.key(3))
         return (y * weight).sum() + report.aux_loss, (y, report)
 
     return params, jax.value_and_grad(loss, (0, 1), has_aux=True)

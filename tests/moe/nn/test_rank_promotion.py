@@ -9,6 +9,7 @@ import routers
 from moe.nn.dispatch import DISPATCHES
 from moe.train.run import set_up
 from routers import ROUTERS
+from tests.kinds import each_kind
 from tests.moe.conftest import open_source
 
 SETTINGS = {"data__augment__mixup": "0.4", "optimizer__ema_decay": "0.9", "model__dropout": "0.1"}
@@ -22,7 +23,7 @@ def raise_on_promotion():
 
 
 @pytest.mark.parametrize("dispatch", DISPATCHES)
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", each_kind(ROUTERS))
 def test_steps_of_training_and_evaluation(router, dispatch, tiny):
     config = tiny(router__name=router, moe__dispatch=dispatch, model__position="sincos", **SETTINGS)
     run = set_up(config, open_source(config, "train"))
@@ -31,7 +32,7 @@ def test_steps_of_training_and_evaluation(router, dispatch, tiny):
     evaluated["mask"] = jax.ShapeDtypeStruct(batch["label"].shape, jnp.float32)
     with jax.set_mesh(run.mesh):
         jax.eval_shape(run.train_step, run.abstract_state(), batch)
-        jax.eval_shape(run.eval_step, run.params, evaluated)
+        jax.eval_shape(run.eval_step, run.variables, evaluated)
 
 
 OPERATORS = {

@@ -16,6 +16,7 @@ from moe.tasks.flops import attended
 from moe.train.run import set_up
 from moe.train.step import make_gradient
 from routers import ROUTERS
+from tests.kinds import each_kind
 from tests.moe.conftest import TINY_TEXT, build_model, open_source, quick_jit
 
 T, V = 32, 257
@@ -64,7 +65,7 @@ def looks_ahead(settings, *, train) -> bool:
 
 
 @pytest.mark.parametrize("dispatch", DISPATCHES)
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", each_kind(CAUSAL))
 def test_no_bit_of_a_logit_depends_on_a_later_token(name, dispatch, tiny_text):
     settings = tiny_text(**FEW, router__name=name, moe__dispatch=dispatch)
     for train in (True, False):
@@ -77,7 +78,7 @@ def test_the_same_test_catches_a_router_that_looks_ahead(tiny_text, monkeypatch)
     assert looks_ahead(settings, train=True) and looks_ahead(settings, train=False)
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", each_kind(CAUSAL))
 def test_a_document_and_a_row_alone_are_as_among_others(name, tiny_text):
     forward = logits_of(tiny_text(**FEW, router__name=name), train=False)
     tokens, segments, positions = packed(rows=4)

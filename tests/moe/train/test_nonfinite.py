@@ -77,12 +77,12 @@ def test_an_update_that_is_not_finite(tiny, tmp_path, monkeypatch):
     """Although the gradients are: the optimizer divides by zero at step 3."""
     real = moe.train.run.build_optimizer
 
-    def broken(config):
+    def broken(section, steps):
         def update(updates, count, params=None):
             return jax.tree.map(lambda u: jnp.where(count == 2, u / 0, u), updates), count + 1
 
         bad = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
-        return optax.chain(real(config), bad)
+        return optax.chain(real(section, steps), bad)
 
     monkeypatch.setattr(moe.train.run, "build_optimizer", broken)
     with pytest.raises(

@@ -30,7 +30,7 @@ def parameters(workdir, step):
     arrays = manager.restore(step, args=args)["params"]
     return {
         name: arrays[f"params.{p.leaf}"] if p.turn is None else arrays[f"params.{p.leaf}"][p.turn]
-        for name, p in places(run.graphdef, run.params).items()
+        for name, p in places(run.graphdef, run.variables).items()
     }
 
 
@@ -53,7 +53,7 @@ def started(config, workdir):
     leaves = named(state["params"])
     return run, {
         name: np.asarray(leaves[p.leaf] if p.turn is None else leaves[p.leaf][p.turn])
-        for name, p in places(run.graphdef, run.params).items()
+        for name, p in places(run.graphdef, run.variables).items()
     }
 
 
@@ -68,7 +68,7 @@ def test_a_dense_checkpoint_becomes_experts(scan, dense, tiny, tmp_path, capsys)
     for name, origin in report["parameters"].items():
         if origin == "new":
             assert ".router." in name
-            place = places(run.graphdef, run.params)[name]
+            place = places(run.graphdef, run.variables)[name]
             value = fresh[place.leaf] if place.turn is None else fresh[place.leaf][place.turn]
             np.testing.assert_array_equal(mine[name], value)
         elif origin == name:

@@ -19,7 +19,7 @@ def test_any_run_goes_out_under_its_own_names(finished_run, tmp_path):
     away = exchange("export", finished_run, tmp_path / "away", "--format=plain")
     run, params = models.opened(finished_run)
     found = models.arrays(away)
-    where = places(run.graphdef, run.params)
+    where = places(run.graphdef, run.variables)
     assert found.keys() == where.keys()
     np.testing.assert_array_equal(found["head.kernel"], params["head"]["kernel"])
     experts = params["blocks"]["1"]["feed_forward"]["experts"]

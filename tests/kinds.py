@@ -1,0 +1,25 @@
+"""Says which routers stand for all where a test compiles a layer or a model for each.
+
+Layers tell routers apart by what they hand over alone, and these differ in that; the others run
+with the slow tests. What a router promises by itself is tested for all (`tests/routers`).
+"""
+
+import pytest
+
+KINDS = (
+    "topk",  # K experts for each token, slots in order
+    "sparse_topk",  # any number, slots by weight
+    "sparse_expert_choice",  # chosen along the tokens
+    "soft_moe",  # mixtures of tokens
+    "sparse_threshold",  # remembers
+    "sparse_budget",  # shares among layers
+    "hash",  # reads tokens, and has no parameter
+)
+# Their choices bound the rows of a group by K per token.
+FIXED_K = ("topk", "loss_free", "quantile", "exactly_k", "hash", "random")
+CONTROLS = ("hash", "random")  # have nothing to learn
+
+
+def each_kind(names):
+    """Returns the names as parameters of a test, those of no kind of their own as slow ones."""
+    return [n if n in KINDS else pytest.param(n, marks=pytest.mark.slow) for n in names]
