@@ -57,16 +57,16 @@ class SparseBudget(Annealed):
     def share(self, offers_L):
         """Returns k_l of each layer: their mean is K, each from `least` to E."""
         layers, most = len(offers_L), self.num_experts - self.least
-        weight = jnp.exp(offers_L - jax.lax.stop_gradient(offers_L).max())
+
+        def spend(full):
+            """Returns what each layer gets beyond the least, where `full` ones get the most."""
+            rest = layers * (self.k - self.least) - full.sum() * most
+            return jnp.where(full, most, rest * jax.nn.softmax(offers_L, where=~full))
+
         full = jnp.zeros(layers, bool)
-        budget = layers * (self.k - self.least)
         for _ in range(layers):  # each round fills at least one more, or none is left to fill
-            open_weight = jnp.where(full, 0, weight).sum()
-            scale = (budget - full.sum() * most) / jnp.where(open_weight > 0, open_weight, 1)
-            full |= scale * weight > most
-        open_weight = jnp.where(full, 0, weight).sum()
-        scale = (budget - full.sum() * most) / jnp.where(open_weight > 0, open_weight, 1)
-        return self.least + jnp.where(full, most, scale * weight)
+            full |= spend(full) > most * (1 + 1e-6)  # rounding fills none
+        return jnp.minimum(self.least + spend(full), self.num_experts)
 
     def __call__(self, x_GTD, *, mask=None, key=None, share=None) -> Routing:
         logits = self.logits(x_GTD)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from moe.nn.blocks import REMATS, Run, runs
+from moe.store.checkpoint import named
 from tests.moe.conftest import build_model, quick_jit
 
 SIZES = {"model__depth": "5", "moe__layers": "1,3", "router__name": "topk", "model__dropout": "0.1"}
@@ -28,13 +29,19 @@ def test_runs_cover_the_blocks(kinds, expected):
     assert runs(kinds) == expected
 
 
-def outcome(config):
-    """Loss, reports and gradients, the latter by block number."""
+def outcome(config, spending=()):
+    """Loss, reports and gradients, the latter by block number; `spending` is set in the routers."""
     config.data.update({"image_size": 8, "channels": 1, "num_classes": 10})
     graphdef, params = nnx.split(build_model(config, nnx.Rngs(0)), nnx.Param)
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
     cotangent = jax.random.normal(jax.random.key(2), (4, 10))
     params["head"]["kernel"][...] += jax.random.normal(jax.random.key(3), (16, 10))
+
+    spent = iter(spending)
+    for name, leaf in named(nnx.to_pure_dict(params)).items():
+        if spending and name.endswith("spending"):
+            values = jnp.array([next(spent) for _ in range(leaf.size)]).reshape(leaf.shape)
+            params["blocks"][name.split(".")[1]]["feed_forward"]["router"]["spending"][...] = values
 
     def loss(params):
         out = nnx.merge(graphdef, params)(images, train=True, key=jax.random.key(1))
@@ -76,12 +83,33 @@ def test_loops_and_rematerialisation_change_no_number(scan, remat, plain, tiny):
     np.testing.assert_allclose(value, plain[0], rtol=1e-5)
     assert out.reports.keys() == plain[1].reports.keys() == {1, 3}
     for number, report in out.reports.items():
-        for a, b in zip(report, plain[1].reports[number], strict=True):
+        theirs = jax.tree.leaves(plain[1].reports[number])
+        for a, b in zip(jax.tree.leaves(report), theirs, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert grads.keys() == plain[2].keys()
     for name, grad in grads.items():
         # Sums of about a hundred float32 terms of size 1, in another order.
         np.testing.assert_allclose(grad, plain[2][name], rtol=1e-4, atol=2e-5, err_msg=name)
+
+
+def test_loops_share_a_budget_as_single_blocks_do(tiny):
+    """Also where a layer of the loop has spent other than the next."""
+    settings = SIZES | {"router__name": "sparse_budget"}
+    one, loop = (
+        outcome(tiny(**settings, model__scan=scan, model__remat="full"), spending=[0.5, -0.5])
+        for scan in ("false", "true")
+    )
+    names = [name for name in one[2] if name.endswith("spending")]
+    assert len(names) == 2 and one[2].keys() == loop[2].keys()
+    assert (np.abs([one[2][name] for name in names]) > 0).all()
+    np.testing.assert_allclose(loop[0], one[0], rtol=1e-5)
+    for name in one[2]:
+        np.testing.assert_allclose(loop[2][name], one[2][name], rtol=1e-4, atol=2e-5, err_msg=name)
+    chosen = [
+        [float(r.chosen / r.tokens) for r in out.reports.values()] for _, out, _ in (one, loop)
+    ]
+    np.testing.assert_allclose(chosen[0], chosen[1], rtol=1e-6)
+    assert chosen[0][0] > chosen[0][1]
 
 
 def test_a_loop_compiles_its_body_once(tiny):
