@@ -133,7 +133,7 @@ class Blocks(nnx.Module):
     def _shares(self) -> dict[int, jax.Array]:
         """Returns by block what the routers share, from what each puts in; {} where none does."""
         offers, router = {}, None
-        for found in memory.routers(self):
+        for found in memory.in_blocks(self):
             if found.router.offers:
                 router, value = found.router, getattr(found.router, found.router.offers)[...]
                 offers |= zip(found.numbers, value.reshape(-1), strict=True)

@@ -20,15 +20,27 @@ Memory = dict[str, Any]
 
 
 class Found(NamedTuple):
-    """Holds a router of a block, or of all turns of a loop over blocks."""
+    """Holds a router of a layer, or of all turns of a loop over blocks."""
 
-    path: tuple[str, ...]  # of its variables, from the blocks on
+    path: tuple[str, ...]  # of its variables
     router: Router
-    numbers: tuple[int, ...]  # of the blocks; more than one where its variables are stacked
+    numbers: tuple[int, ...]  # of its reports; more than one where its variables are stacked
 
 
-def routers(blocks) -> Iterator[Found]:
-    """Yields the routers of a `moe.nn.blocks.Blocks`."""
+def routers(model: nnx.Module) -> list[Found]:
+    """Returns the routers of a model, with the numbers of their reports.
+
+    They are the numbers of its `blocks`; of a model without, those from 0 in the order of its
+    layers, by their attributes' names.
+    """
+    if hasattr(model, "blocks"):
+        return [f._replace(path=("blocks", *f.path)) for f in in_blocks(model.blocks)]
+    found = {path: m for path, m in nnx.iter_modules(model) if isinstance(m, Router)}
+    return [Found(path, found[path], (i,)) for i, path in enumerate(sorted(found))]
+
+
+def in_blocks(blocks) -> Iterator[Found]:
+    """Yields the routers of a `moe.nn.blocks.Blocks`; paths begin there."""
     for run in blocks.runs:
         for number in range(run.start, run.start + run.period):
             numbers = tuple(number + i * run.period for i in range(run.repeats))
@@ -85,10 +97,9 @@ def calibrate(graphdef, params, memory: Memory, sums: Mapping[str, Any]) -> Memo
 
 def _each(graphdef, params, memory, sums, change: Callable[[Router], Callable]) -> Memory:
     """Applies change(router)(state, sums) to each router that remembers, turn by turn of loops."""
-    blocks = nnx.merge(graphdef, join(params, memory)).blocks
     new = memory
-    for found in routers(blocks):
-        path = ("blocks", *found.path)
+    for found in routers(nnx.merge(graphdef, join(params, memory))):
+        path = found.path
         state = functools.reduce(lambda tree, name: tree.get(name, {}), path, memory)
         if not state:
             continue

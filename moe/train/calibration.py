@@ -17,9 +17,7 @@ def calibrate(run: Run, state: State, source: Source) -> State:
     """
     batch = run.put(next(run.train_batches(source, 0)))
     variables = jax.eval_shape(lambda: memories.join(state["params"], state["routers"]))
-    layers = sum(
-        len(found.numbers) for found in memories.routers(nnx.merge(run.graphdef, variables).blocks)
-    )
+    layers = sum(len(r.numbers) for r in memories.routers(nnx.merge(run.graphdef, variables)))
 
     def once(params, memory, batch):
         model = nnx.merge(run.graphdef, memories.join(params, memory))

@@ -4,12 +4,15 @@ import json
 import pathlib
 import re
 
+import jax
 import pytest
 
 from moe import cli, config
 from moe.evaluate.evaluation import evaluate_run
+from moe.store.checkpoint import Checkpoints
 from moe.store.records import read
 from moe.tasks import TASKS
+from moe.train.run import set_up
 from moe.train.trainer import train
 
 DOCS = pathlib.Path(__file__).parents[3] / "docs" / "tasks.md"
@@ -37,6 +40,18 @@ def test_a_third_task_trains_and_evaluates(file, tmp_path, capsys):
     assert result["examples"] == 128
     assert result["accuracy"] == pytest.approx(whole["eval/accuracy"])
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["task"] == "largest"
+
+
+def test_its_router_may_remember(file, tmp_path):
+    """Although the model has no blocks."""
+    settings = SMALL | {"num_steps": "4", "router.name": "loss_free", "optimizer.warmup": "0"}
+    train(cli.load_config(str(file), settings), tmp_path / "run")
+    config = cli.load_config(str(file), settings)
+    run = set_up(config, TASKS["largest"].open(config, "train"))
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
+    state, _, _ = checkpoints.restore_newest({"routers": run.memory})
+    (bias,) = jax.tree.leaves(state)
+    assert 0 < abs(bias).max() <= 4e-3 * 1.001  # four steps of 0.001
 
 
 @pytest.mark.parametrize("name", ["images", "text"])

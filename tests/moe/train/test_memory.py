@@ -57,9 +57,8 @@ def after(config, steps, devices=None):
     for _ in range(steps):
         state, _ = step(state, run.put(next(batches)))
     found = {}
-    blocks = nnx.merge(run.graphdef, memory.join(run.params, run.memory)).blocks
-    for router in memory.routers(blocks):
-        values = state["routers"]["blocks"]
+    for router in memory.routers(nnx.merge(run.graphdef, run.variables)):
+        values = state["routers"]
         for key in router.path:
             values = values[key]
         for turn, number in enumerate(router.numbers):
