@@ -36,6 +36,7 @@ class Files(NamedTuple):
 
     result: pathlib.Path
     load: pathlib.Path
+    experts: pathlib.Path  # where layers differ in how many a token gets
     pictures: list[pathlib.Path]  # of the task
 
 
@@ -65,7 +66,8 @@ def evaluate_run(
     changed = {key: settings[key] for key in what(run.task) if key in overrides}
     suffix = "" if plain else f"-{source.split}-{step}"
     files = name_files(workdir, suffix, changed, run.task.pictures)
-    together(lambda: [outputs.check(f) for f in (files.result, files.load, *files.pictures)])
+    shown = (files.load, files.experts, *files.pictures)
+    together(lambda: [outputs.check(file) for file in (files.result, *shown)])
 
     eval_step = run.jit(run.eval_step, out_shardings=run.replicated)
     total = evaluate(eval_step, params, run.eval_batches(source), run.put)
@@ -92,8 +94,10 @@ def evaluate_run(
         print("pictures are drawn by one process: run eval.py on one host alone for them")
     elif layers:
         report.draw_load(files.load, {int(i): load for i, load in total["load"].items()})
+        if len({round(row["experts_per_token"], 6) for row in layers.values()}) > 1:
+            report.draw_experts(files.experts, layers)
         run.task.draw(run.config, run.graphdef, params, source, files.pictures)
-        print(f"drew {' and '.join(str(file) for file in (files.load, *files.pictures))}")
+        print(f"drew {' and '.join(str(file) for file in shown if file.exists())}")
     return result
 
 
@@ -110,7 +114,8 @@ def name_files(
     suffix = re.sub(r"[^\w.=%+-]", "_", suffix)
     folder = workdir / f"pictures{suffix}"
     result = workdir / f"eval{suffix}.json"
-    return Files(result, folder / "load.png", [folder / name for name in pictures])
+    paths = [folder / name for name in pictures]
+    return Files(result, folder / "load.png", folder / "experts.png", paths)
 
 
 def prepare(

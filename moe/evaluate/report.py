@@ -48,6 +48,22 @@ def draw_load(path: pathlib.Path, load: dict[int, np.ndarray]) -> None:
     save(figure, path)
 
 
+def draw_experts(path: pathlib.Path, layers: dict[int, dict[str, float]]) -> None:
+    """Draws how many experts a token was sent to in each layer, and its share of the budget."""
+    figure, axis = plt.subplots(figsize=(1.5 + 0.6 * len(layers), 3))
+    places, names = range(len(layers)), [f"block {i}" for i in layers]
+    axis.bar(places, [row["experts_per_token"] for row in layers.values()], color="tab:blue")
+    if all("budget" in row for row in layers.values()):
+        shares = [row["budget"] for row in layers.values()]
+        axis.plot(places, shares, "D--", color="black", label="k, of one budget")
+        axis.axhline(sum(shares) / len(shares), color="grey", lw=0.8, label="mean k")
+        axis.legend(fontsize=8, frameon=False)
+    axis.set_xticks(places, names, rotation=90 if len(layers) > 6 else 0)
+    axis.set_ylabel("experts per token")
+    axis.grid(axis="y", alpha=0.3)
+    save(figure, path)
+
+
 def _text(name: str, value) -> str:
     if isinstance(value, str | int):
         return f"{value}"

@@ -28,6 +28,7 @@ class LayerReport(NamedTuple):
     chosen: jax.Array  # sum of the number of experts of a token, before anything is dropped
     margin: jax.Array | None  # sum of `Routing.margin`; None where the router has none
     statistics: Any = None  # sums for `Router.advance`
+    share: jax.Array | None = None  # what the layer has of a shared budget, times the tokens
 
 
 class MoE(nnx.Module):
@@ -109,15 +110,17 @@ class MoE(nnx.Module):
         dispatch, limits = self._dispatch(x_GTD.shape[1], train)
         out = DISPATCHES[dispatch](x_GTD, routing, self.experts.network(drop), limits)
         weights = routing.weights if routing.mix is None else routing.weights.sum(-1)
+        real = _sum(jnp.ones(x_GTD.shape[:2]), mask)
         report = LayerReport(
             aux_loss=jnp.float32(routing.aux_loss),
             load_E=out.load_E,
             dropped=out.dropped,
             weights_BTE=weights.reshape(batch, length, -1),
-            tokens=_sum(jnp.ones(x_GTD.shape[:2]), mask),
+            tokens=real,
             chosen=_sum((weights > 0).sum(-1), mask),
             margin=None if routing.margin is None else _sum(routing.margin, mask),
             statistics=jax.lax.stop_gradient(routing.statistics),
+            share=None if share is None else jax.lax.stop_gradient(share) * real,
         )
         y_BTD = out.y_GTD.reshape(x_BTD.shape)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)[0], report

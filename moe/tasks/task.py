@@ -158,7 +158,7 @@ class Task:
         The sums are float32 arrays that add up over examples, among them "loss" and "weight", in
         training, if there is one, the "penalty" that is minimised beside the loss, in evaluation
         "examples", the real ones. The trainer adds its own: steps, skipped, grad_norm, aux_loss,
-        and the layers' load, routed, dropped, tokens, chosen and margin.
+        and the layers' load, routed, dropped, tokens, chosen, margin and share.
         """
         raise NotImplementedError
 

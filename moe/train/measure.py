@@ -44,7 +44,8 @@ def routing_table(total: dict[str, Any]) -> dict[int, dict[str, float]]:
     busiest expert's part of all tokens; max_over_mean_load: that in fair shares; dead_experts:
     experts with under 1 % of a fair share; drop_rate: part of the routing weight that found no
     slot; experts_per_token: the mean number that a token was sent to; margin: the mean of the
-    K-th score less the next, where the router has one.
+    K-th score less the next, where the router has one; budget: what the layer has of the budget
+    that all share, experts per token, where they do.
     """
     table = {}
     for layer, load in sorted(total["load"].items(), key=lambda item: int(item[0])):
@@ -59,8 +60,9 @@ def routing_table(total: dict[str, Any]) -> dict[int, dict[str, float]]:
             "drop_rate": float(total["dropped"][layer] / max(total["routed"][layer], 1e-30)),
             "experts_per_token": float(total["chosen"][layer]) / tokens,
         }
-        if layer in total["margin"]:
-            row["margin"] = float(total["margin"][layer]) / tokens
+        for name, field in (("margin", "margin"), ("budget", "share")):
+            if layer in total.get(field, {}):
+                row[name] = float(total[field][layer]) / tokens
         table[int(layer)] = row
     return table
 

@@ -178,12 +178,17 @@ def make_eval_step(task_sums: Callable, graphdef) -> Callable[[Any, dict], dict]
 def traffic(reports: Reports) -> dict:
     """Returns sums of the layers' reports over tokens, "dropped" of the "routed" weight."""
     routed = {str(i): jnp.float32(report.weights_BTE.sum()) for i, report in reports.items()}
-    margins = {str(i): report.margin for i, report in reports.items() if report.margin is not None}
+
+    def where_any(field: str) -> dict:
+        values = {str(i): getattr(report, field) for i, report in reports.items()}
+        return {number: value for number, value in values.items() if value is not None}
+
     return {
         "load": {str(i): report.load_E for i, report in reports.items()},
         "routed": routed,
         "dropped": {str(i): report.dropped * routed[str(i)] for i, report in reports.items()},
         "tokens": {str(i): report.tokens for i, report in reports.items()},
         "chosen": {str(i): report.chosen for i, report in reports.items()},
-        "margin": margins,
+        "margin": where_any("margin"),
+        "share": where_any("share"),
     }
