@@ -11,6 +11,7 @@ from flax import nnx
 
 from moe.hosts import mesh
 from moe.nn.dispatch import Network
+from moe.nn.expert_rows import Parameters, mlp_rows
 from moe.nn.grouped import grouped_matmul, grouped_rows
 from moe.nn.mlp import activate, scaled_normal
 
@@ -91,22 +92,32 @@ class Experts(nnx.Module):
 def _on_rows(names, key, rate, exact, parameters, x_ND, sizes_E, id_N):
     """Applies each device's experts, and its part of F, to rows that are sorted by expert."""
     of = dict(zip(names, parameters, strict=True))
+    of = {name: a[:, 0] if name.startswith("bias") else a for name, a in of.items()}
     x_ND = x_ND.astype(of["kernel_wide"].dtype)
-
-    def add(out, bias):
-        if bias not in of:
-            return out
-        return out + grouped_rows(of[bias][:, 0], sizes_E, len(x_ND))
-
-    hidden = add(grouped_matmul(x_ND, of["kernel_wide"], sizes_E), "bias_wide")
-    gate = None
-    if "kernel_gate" in of:
-        gate = add(grouped_matmul(x_ND, of["kernel_gate"], sizes_E), "bias_gate")
-    hidden = activate(hidden, gate, exact)
     if key is not None and rate > 0:
-        hidden = _drop(hidden, key, rate, id_N)
-    out = mesh.total(grouped_matmul(hidden, of["kernel_narrow"], sizes_E), "tensor")
-    return add(out, "bias_narrow")
+        out = _with_dropout(of, key, rate, exact, x_ND, sizes_E, id_N)
+    else:
+        fields = {name.removeprefix("kernel_"): a for name, a in of.items()}
+        fields.pop("bias_narrow", None)
+        out = mlp_rows(x_ND, Parameters(**fields), sizes_E, exact)
+    out = mesh.total(out, "tensor")
+    return _add(of, out, "bias_narrow", sizes_E)
+
+
+def _with_dropout(of, key, rate: float, exact: bool, x_ND, sizes_E, id_N):
+    """Returns the rows' outputs but for the last bias, with hidden units dropped."""
+    names = ["wide", "gate"] if "kernel_gate" in of else ["wide"]
+    hidden = [
+        _add(of, grouped_matmul(x_ND, of[f"kernel_{name}"], sizes_E), f"bias_{name}", sizes_E)
+        for name in names
+    ]
+    hidden = _drop(activate(*hidden, exact=exact), key, rate, id_N)
+    return grouped_matmul(hidden, of["kernel_narrow"], sizes_E)
+
+
+def _add(of, out, bias: str, sizes_E):
+    """Returns the rows plus their experts' bias, if there is one."""
+    return out if bias not in of else out + grouped_rows(of[bias], sizes_E, len(out))
 
 
 def _drop(hidden_NF, key, rate: float, id_N):

@@ -31,17 +31,17 @@ def grouped_rows(bias_EF, sizes_E, rows: int):
 
 @jax.custom_vjp
 def _matmul(x_ND, kernel_EDF, sizes_E):
-    return _times(x_ND, kernel_EDF, sizes_E)
+    return times(x_ND, kernel_EDF, sizes_E)
 
 
 def _matmul_forward(x_ND, kernel_EDF, sizes_E):
-    return _times(x_ND, kernel_EDF, sizes_E), (x_ND, kernel_EDF, sizes_E)
+    return times(x_ND, kernel_EDF, sizes_E), (x_ND, kernel_EDF, sizes_E)
 
 
 def _matmul_backward(kept, g_NF):
     x_ND, kernel_EDF, sizes_E = kept
-    dx_ND = _times(g_NF, kernel_EDF, sizes_E, transposed=True)
-    return dx_ND, _outer(x_ND, g_NF, sizes_E), None
+    dx_ND = times(g_NF, kernel_EDF, sizes_E, transposed=True)
+    return dx_ND, outer(x_ND, g_NF, sizes_E), None
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -60,26 +60,26 @@ def _spread_forward(rows, bias_EF, sizes_E):
 
 def _spread_backward(rows, sizes_E, g_NF):
     ones_N1 = jnp.ones_like(g_NF[:, :1])
-    return _outer(ones_N1, g_NF, sizes_E)[:, 0], None
+    return outer(ones_N1, g_NF, sizes_E)[:, 0], None
 
 
 _spread.defvjp(_spread_forward, _spread_backward)
 
 
-def _times(x_ND, kernel_EDF, sizes_E, transposed: bool = False):
+def times(x_ND, kernel_EDF, sizes_E, transposed: bool = False):
     """Returns x @ kernel or x @ kernel^T, each row with its group's matrix."""
 
     def kernel(x_ND, kernel_EDF, sizes_E):
         if transposed:
             kernel_EDF = kernel_EDF.swapaxes(1, 2)
         out = lax.ragged_dot(x_ND, kernel_EDF, sizes_E, preferred_element_type=x_ND.dtype)
-        return jnp.where(_filled(x_ND, sizes_E), out, 0)
+        return jnp.where(filled(x_ND, sizes_E), out, 0)
 
     blocks = functools.partial(_times_by_blocks, transposed=transposed)
     return lax.platform_dependent(x_ND, kernel_EDF, sizes_E, cpu=blocks, default=kernel)
 
 
-def _outer(x_ND, g_NF, sizes_E):
+def outer(x_ND, g_NF, sizes_E):
     """Sums x[n]^T g[n] over the rows of each group, [E, D, F]."""
 
     def kernel(x_ND, g_NF, sizes_E):
@@ -88,8 +88,8 @@ def _outer(x_ND, g_NF, sizes_E):
             lhs_ragged_dimensions=[0],
             rhs_group_dimensions=[],
         )
-        filled = _filled(x_ND, sizes_E)
-        x_ND, g_NF = jnp.where(filled, x_ND, 0), jnp.where(filled, g_NF, 0)
+        real = filled(x_ND, sizes_E)
+        x_ND, g_NF = jnp.where(real, x_ND, 0), jnp.where(real, g_NF, 0)
         return lax.ragged_dot_general(
             x_ND, g_NF, sizes_E, contract_rows, preferred_element_type=g_NF.dtype
         )
@@ -98,7 +98,7 @@ def _outer(x_ND, g_NF, sizes_E):
 
 
 def _times_by_blocks(x_ND, kernel_EDF, sizes_E, transposed: bool):
-    """Does as `_times`; a group of n rows costs ceil(n / BLOCK) products of BLOCK rows."""
+    """Does as `times`; a group of n rows costs ceil(n / BLOCK) products of BLOCK rows."""
     width = kernel_EDF.shape[1 if transposed else 2]
     product = "nf,df->nd" if transposed else "nd,df->nf"
     size = min(BLOCK, len(x_ND))
@@ -116,11 +116,11 @@ def _times_by_blocks(x_ND, kernel_EDF, sizes_E, transposed: bool):
 
         return lax.fori_loop(0, -(-sizes_E[e] // size), block, out)
 
-    return lax.fori_loop(0, len(sizes_E), group, _zeros((len(x_ND), width), x_ND))
+    return lax.fori_loop(0, len(sizes_E), group, zeros((len(x_ND), width), x_ND))
 
 
 def _outer_by_blocks(x_ND, g_NF, sizes_E):
-    """Does as `_outer`; sums are float32 or better."""
+    """Does as `outer`; sums are float32 or better."""
     size = min(BLOCK, len(x_ND))
     ends_E = jnp.cumsum(sizes_E)
     wide = jnp.promote_types(g_NF.dtype, jnp.float32)
@@ -134,10 +134,10 @@ def _outer_by_blocks(x_ND, g_NF, sizes_E):
             return total + jnp.einsum("nd,nf->df", x, g, preferred_element_type=wide)
 
         blocks = -(-sizes_E[e] // size)
-        total = lax.fori_loop(0, blocks, block, _zeros(shape, g_NF, wide))
+        total = lax.fori_loop(0, blocks, block, zeros(shape, g_NF, wide))
         return lax.dynamic_update_index_in_dim(out, total.astype(out.dtype), e, 0)
 
-    return lax.fori_loop(0, len(sizes_E), group, _zeros((len(sizes_E), *shape), g_NF))
+    return lax.fori_loop(0, len(sizes_E), group, zeros((len(sizes_E), *shape), g_NF))
 
 
 def _block(ends_E, sizes_E, e, i, size: int, rows: int):
@@ -149,11 +149,11 @@ def _block(ends_E, sizes_E, e, i, size: int, rows: int):
     return start, ((row >= first) & (row < ends_E[e]))[:, None]
 
 
-def _filled(x_ND, sizes_E):
+def filled(x_ND, sizes_E):
     """Returns a mask [N, 1], True on the rows that belong to a group."""
     return (jnp.arange(len(x_ND)) < sizes_E.sum())[:, None]
 
 
-def _zeros(shape, like, dtype=None):
+def zeros(shape, like, dtype=None):
     """Returns zeros that vary over the same axes of a mesh as `like`, as a loop's carry must."""
     return mesh.vary_like(jnp.zeros(shape, dtype or like.dtype), like)

@@ -62,10 +62,10 @@ def test_the_kernel_of_accelerators_is_the_same_function(transposed, monkeypatch
     sizes, rows = SIZES["uneven"]
     x, kernel, _, g = inputs(len(sizes), rows)
     n, left = jnp.array(sizes), g if transposed else x
-    blocks = grouped._times(left, kernel, n, transposed), grouped._outer(x, g, n)
+    blocks = grouped.times(left, kernel, n, transposed), grouped.outer(x, g, n)
     branch = lambda *args, cpu, default: default(*args)  # noqa: E731
     monkeypatch.setattr(grouped.lax, "platform_dependent", branch)
-    kernels = grouped._times(left, kernel, n, transposed), grouped._outer(x, g, n)
+    kernels = grouped.times(left, kernel, n, transposed), grouped.outer(x, g, n)
     for a, b in zip(blocks, kernels, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
