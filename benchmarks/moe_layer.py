@@ -15,10 +15,13 @@ NOTE = (
     "{groups} groups of {tokens} tokens, D = {dim}, F = {hidden}, K = 2, {dtype}; the derivative "
     "by tokens and parameters. `ratio`: to a dense MLP of width K F. Capacity has a factor of 1, "
     "so that both compute as much. `error`: largest difference of the output to the dense "
-    "dispatch, relative to the largest output; capacity drops tokens, so it has none."
+    "dispatch, relative to the largest output; capacity drops tokens, so it has none. The router "
+    "sparse_topk sends a token to more than K experts; `at 2 experts` has the k with which they "
+    "are 2 on average, as those of topk."
 )
 DISPATCHES = [("topk", "capacity"), ("topk", "dropless")]
 DISPATCHES += [("sparse_topk", "capacity"), ("sparse_topk", "dropless")]
+DISPATCHES += [("sparse_topk at 2 experts", "dropless")]
 
 
 class Problem(NamedTuple):
@@ -80,21 +83,37 @@ def _moe(problem: Problem, router: str, dispatch: str) -> nnx.Module:
     from moe.nn.layer import MoE
     from routers import ROUTERS
 
+    router, at, _ = router.partition(" at ")
+    k = _k_of(problem, router, 2.0) if at else 2
     return MoE(
         problem.dim,
         problem.hidden,
         problem.tokens,
         router=ROUTERS[router],
-        settings={"k": 2},
+        settings={"k": k},
         num_experts=problem.experts,
         group_size=1,
         capacity_factor=1.0,
         eval_capacity_factor=1.0,
         dispatch=dispatch,
+        dropless_bound=4 / k,  # rows for four experts a token
         dropout=0.0,
         dtype=jnp.dtype(problem.dtype),
         rngs=nnx.Rngs(0),
     )
+
+
+def _k_of(problem: Problem, name: str, chosen: float) -> float:
+    """Returns the k with which the router, as it begins, chooses so many experts on average."""
+    from routers import ROUTERS
+
+    tokens, low, high = problem.inputs[0], 0.05, chosen
+    while high - low > 1e-3:
+        k = (low + high) / 2
+        router = ROUTERS[name](problem.dim, problem.experts, 1, k=k, rngs=nnx.Rngs(0))
+        more = float((router(tokens).weights > 0).sum(-1).mean()) > chosen
+        low, high = (low, k) if more else (k, high)
+    return low
 
 
 def _run(layer: nnx.Module, problem: Problem):
