@@ -139,7 +139,7 @@ def make_train_step(
     def train_step(state: State, batch, halted=False):
         memory, key = state.get("routers", NOTHING), step_key(seed, state["step"])
         grads, sums = gradient(state["params"], batch, key, memory)
-        seen = sums.pop("statistics")
+        seen = sums.pop("statistics", NOTHING)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)

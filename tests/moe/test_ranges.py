@@ -24,8 +24,10 @@ ZERO |= {
     for key in ("b1", "b2", "momentum", "grad_clip", "label_smoothing", "ema_decay")
 }
 ZERO |= {"optimizer.warmup", "optimizer.warmup_steps", "router.topk.noise"}
-LOSSES = ("importance", "load", "balance", "z")
-ZERO |= {name for name in NUMBERS if name.startswith("router.") and name.endswith(LOSSES)}
+MINUS_ONE.add("router.threshold.bias")
+OFF = ("importance", "load", "balance", "z", "simbal", "entropy", "sparsity")
+OFF += ("null_experts", "final_strength", "rate", "decay", "cutoff", "bias")
+ZERO |= {n for n in NUMBERS if n.startswith("router.") and n.rpartition(".")[2] in OFF}
 
 
 def refusal(overrides: dict[str, str]) -> str:

@@ -41,7 +41,7 @@ def test_parameters_and_steps_share_no_key(tiny, monkeypatch):
     def catch(config, rngs):
         raise Caught([words(rngs.params()) for _ in range(16)])
 
-    def gradient(params, batch, key):
+    def gradient(params, batch, key, memory):
         return params, {"loss": jnp.zeros(()), "key": jax.random.key_data(key)}
 
     used = []
@@ -53,7 +53,7 @@ def test_parameters_and_steps_share_no_key(tiny, monkeypatch):
             patch.setattr(run.__class__, "jit", lambda self, f, **options: f)
             with pytest.raises(Caught) as caught:
                 run.initial_state()
-            step = make_train_step(gradient, optax.identity(), run.config.seed)
+            step = make_train_step(gradient, optax.identity(), run.config.seed, None)
             state = {"params": {"w": jnp.zeros(1)}, "opt_state": optax.EmptyState()}
             steps = [step(state | {"step": jnp.int32(i)}, None)[1]["key"] for i in range(16)]
         used += [*caught.value.args[0], *(tuple(np.asarray(key).tolist()) for key in steps)]
