@@ -22,6 +22,7 @@ from benchmarks import (
     report,
     scaling,
     topk,
+    trainers,
     weights,
 )
 
@@ -35,6 +36,7 @@ SECTIONS = {
     "memory": memory,
     "accelerator": accelerator,
     "weights": weights,
+    "trainers": trainers,
 }
 
 

@@ -9,7 +9,7 @@ import subprocess
 import jax
 
 PACKAGES = ["jax", "jaxlib", "numpy", "scipy", "scikit-learn", "jaxopt", "numba", "softjax"]
-PACKAGES += ["ott-jax", "torch", "entmax"]
+PACKAGES += ["ott-jax", "torch", "entmax", "transformers"]
 
 
 def describe() -> dict[str, str]:

@@ -61,15 +61,16 @@ def with_gradient(function):
     return both
 
 
-def measure(candidates, problem, budget: float) -> dict[str, Timing]:
+def measure(candidates, problem, budget: float, once: float = ONCE) -> dict[str, Timing]:
     """Solves the problem with every candidate, in turns: A B C A B C ...
 
     Each takes part in every round until it has used its share of `budget` seconds, and in
     three rounds at least; the first stays for as long as any other does, to be compared with.
     A pause, and a call that is not timed where calls are short, keep what the one before left in
-    caches and in waiting threads out of the time of the next.
+    caches and in waiting threads out of the time of the next. A call that takes more than `once`
+    seconds takes no turns.
     """
-    prepared = {c.name: _prepare(c, problem) for c in candidates}
+    prepared = {c.name: _prepare(c, problem, once) for c in candidates}
     runs = {name: run for name, (run, _, _) in prepared.items() if run}
     results = {name: timing for name, (_, _, timing) in prepared.items()}
     share, used = budget / max(1, len(runs)), dict.fromkeys(runs, 0.0)
@@ -88,7 +89,7 @@ def measure(candidates, problem, budget: float) -> dict[str, Timing]:
     return results
 
 
-def _prepare(candidate: Candidate, problem):
+def _prepare(candidate: Candidate, problem, once: float):
     """The call to repeat, or None; its seconds, about; and a timing that has its output so far."""
     package = candidate.package
     if package and importlib.util.find_spec(package) is None:
@@ -98,7 +99,7 @@ def _prepare(candidate: Candidate, problem):
     try:
         run = candidate.make(problem)
         seconds, output = _clock(run)
-        if seconds <= ONCE:
+        if seconds <= once:
             seconds, _ = _clock(run)  # a first call may still allocate
             return run, seconds, Timing("ok", {}, output)
     except ImportError as error:

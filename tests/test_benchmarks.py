@@ -5,7 +5,16 @@ import csv
 import numpy as np
 import pytest
 
-from benchmarks import __main__, accelerator, accuracy, memory, moe_layer, regression, topk
+from benchmarks import (
+    __main__,
+    accelerator,
+    accuracy,
+    memory,
+    moe_layer,
+    regression,
+    topk,
+    trainers,
+)
 from benchmarks.candidates import candidates
 from benchmarks.report import markdown, write_csv
 from benchmarks.timing import Candidate
@@ -75,3 +84,23 @@ def test_the_memory_of_whole_arrays_is_measured_against_that_of_chunks():
         whole, ours = table.rows[-2:]
         assert whole["status"] == ours["status"] == "ok" and ours["error"] < 1e-5
         assert table.name == "attention" or ours["xla_mib"] < whole["xla_mib"] / 2
+
+
+def test_a_trainer_of_another_loss_is_told_apart():
+    ours = [7.6, 7.4, 7.2, 7.0]
+    near = trainers.compare_losses([7.6, 7.40005, 7.2, 6.0], ours)
+    assert "status" not in near and near["error"] < 1e-4  # of the first three
+    assert "another loss" in trainers.compare_losses([7.6, 7.401], ours)["status"]
+    assert "another loss" in trainers.compare_losses([float("nan")], ours)["status"]
+
+
+@pytest.mark.slow
+def test_both_trainers_make_the_same_model_of_the_same_weights(monkeypatch):
+    monkeypatch.setattr(trainers, "QUICK", trainers.QUICK | {"model.depth": "1"})
+    for table in trainers.tables(quick=True):
+        ours, *theirs = table.rows
+        assert ours["status"] == "ok" and ours["ratio"] == 1
+        installed = [row for row in theirs if row["status"] != "not installed"]
+        for row in installed:  # a machine without a C++ compiler has no torch.compile
+            assert "another loss" not in row["status"]
+            assert "ms" not in row or row.get("equal", 1) == 1

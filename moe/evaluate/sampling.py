@@ -44,9 +44,18 @@ def sample(logits_BV, key_B, temperature: float, top_p: float):
     """Draws a token of each row, int32 [B]; float32 whatever the logits are."""
     logits_BV = logits_BV.astype(jnp.float32)
     if temperature == 0:
-        return logits_BV.argmax(-1).astype(jnp.int32)
+        return _likeliest(logits_BV)
     logits_BV = keep_likely(logits_BV / temperature, top_p)
     return jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)
+
+
+def _likeliest(logits_BV):
+    """Returns the first of each row's largest; by plain maxima and minima, for argmax is slow on
+    CPU."""
+    last = logits_BV.shape[-1] - 1
+    token_V = jnp.arange(last + 1, dtype=jnp.int32)
+    is_best_BV = logits_BV == logits_BV.max(-1, keepdims=True)
+    return jnp.where(is_best_BV, token_V[None], last).min(-1)  # `last` too where all are NaN
 
 
 def keep_likely(logits_BV, top_p: float):

@@ -97,28 +97,37 @@ def _keep(setting, q_BTHd, k_BSKd, v_BSKd, queries, keys):
 
 
 def _backward(setting: Setting, kept, g_BTHd):
-    """Returns the derivatives by q, k and v; sums are float32 or better."""
+    """Returns the derivatives by q, k and v; sums are float32 or better.
+
+    P are the R Q queries of a head of keys. Blocks of weights lie here as [B, K, X, P] and dq as
+    [N, B, K, d, P]: each product reads them as they lie, where it would copy a turned one.
+    """
     q_BTHd, k_BSKd, v_BSKd, queries, keys, out, lse = kept
     q, k, v, rows, columns = _split(setting, q_BTHd, k_BSKd, v_BSKd, queries, keys)
-    g, wide = _queries(g_BTHd, k, setting.queries), _wide(q)
+    g, wide, shape = _queries(g_BTHd, k, setting.queries), _wide(q), q.shape
     delta = (g.astype(wide) * _queries(out, k, setting.queries).astype(wide)).sum(-1)
+    q, g = (a.reshape(*shape[:3], -1, shape[-1]) for a in (q, g))
+    lse, delta = (a.reshape(*shape[:3], 1, -1) for a in (lse, delta))
+    rows = [jnp.tile(a, shape[3]) for a in rows]
 
     def step(carry, pair):
         dq, dk, dv = carry
         i, j, _ = pair
-        logits, seen = _logits(setting, q[i], k[j], _at(rows, i), _at(columns, j))
-        weights = jnp.exp(jnp.where(seen, logits - lse[i][..., None], -jnp.inf))
-        dv = dv.at[j].add(_sum("bkrqx,bkrqd->bkxd", weights, g[i], g.dtype))
-        slope = weights * (_sum("bkrqd,bkxd->bkrqx", g[i], v[j], v.dtype) - delta[i][..., None])
+        logits = _capped(setting, _sum("bkxd,bkpd->bkxp", k[j], q[i], k.dtype) * shape[-1] ** -0.5)
+        seen = _seen(setting, _at(rows, i), _at(columns, j)).swapaxes(1, 2)[:, None]
+        weights = jnp.exp(jnp.where(seen, logits - lse[i], -jnp.inf))
+        dv = dv.at[j].add(_sum("bkxp,bkpd->bkxd", weights, g[i], g.dtype))
+        slope = weights * (_sum("bkxd,bkpd->bkxp", v[j], g[i], v.dtype) - delta[i])
         if setting.softcap:
             slope *= 1 - (logits / setting.softcap) ** 2
-        slope *= q.shape[-1] ** -0.5
-        dq = dq.at[i].add(_sum("bkrqx,bkxd->bkrqd", slope, k[j], k.dtype))
-        dk = dk.at[j].add(_sum("bkrqx,bkrqd->bkxd", slope, q[i], q.dtype))
+        slope = (slope * shape[-1] ** -0.5).astype(q.dtype)
+        dq = dq.at[i].add(_sum("bkxd,bkxp->bkdp", k[j], slope, k.dtype))
+        dk = dk.at[j].add(_sum("bkxp,bkpd->bkxd", slope, q[i], q.dtype))
         return (dq, dk, dv), None
 
-    start = tuple(jnp.zeros(a.shape, wide) for a in (q, k, v))
+    start = tuple(jnp.zeros(a.shape, wide) for a in (q.swapaxes(-1, -2), k, v))
     (dq, dk, dv), _ = lax.scan(step, start, _pairs(setting, len(q), len(k)))
+    dq = dq.swapaxes(-1, -2).reshape(shape)
     return _join(dq, q_BTHd), _join(dk, k_BSKd), _join(dv, v_BSKd), None, None
 
 
@@ -127,15 +136,20 @@ _attend.defvjp(_keep, _backward)
 
 def _logits(setting: Setting, q, k, row, column):
     """Returns a block's logits [B, K, R, Q, X] and which of them count, [B, 1, 1, Q, X]."""
-    logits = _sum("bkrqd,bkxd->bkrqx", q, k, k.dtype) * q.shape[-1] ** -0.5
-    if setting.softcap:
-        logits = setting.softcap * jnp.tanh(logits / setting.softcap)
+    logits = _capped(setting, _sum("bkrqd,bkxd->bkrqx", q, k, k.dtype) * q.shape[-1] ** -0.5)
+    return logits, _seen(setting, row, column)[:, None, None]
+
+
+def _capped(setting: Setting, logits):
+    return setting.softcap * jnp.tanh(logits / setting.softcap) if setting.softcap else logits
+
+
+def _seen(setting: Setting, row, column):
+    """Returns which keys the queries of a block see, [B, Q, X]."""
     (segment, order), (other, place) = row, column
     back = order[:, :, None] - place[:, None, :]
     seen = (segment[:, :, None] == other[:, None, :]) & (back >= 0)
-    if setting.window:
-        seen &= back < setting.window
-    return logits, seen[:, None, None]
+    return seen & (back < setting.window) if setting.window else seen
 
 
 def _pairs(setting: Setting, N: int, M: int):

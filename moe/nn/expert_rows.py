@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.hosts import mesh
-from moe.nn.grouped import filled, grouped_rows, outer, times, zeros
+from moe.nn.grouped import each_group, filled, grouped_rows, outer, times, zeros
 from moe.nn.mlp import activate
 
 BLOCKS = (128, 32)  # rows: fewer starve a product, more waste the last block of an expert
@@ -194,10 +194,9 @@ def _over_experts(parameters: Parameters, sizes_E, visit, totals, carry):
     """Calls visit(its parameters, its first row, its rows, carry) for each expert that has rows;
     returns `totals` with what it returned in the expert's place, and the last carry."""
     starts_E = jnp.cumsum(sizes_E) - sizes_E
-    order_E = jnp.argsort(sizes_E == 0, stable=True)  # of few tokens, most experts have none
 
-    def step(i, both):
-        (totals, carry), e = both, order_E[i]
+    def step(e, both):
+        totals, carry = both
         own = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, e, keepdims=False), parameters)
         new, carry = visit(own, starts_E[e], sizes_E[e], carry)
 
@@ -206,7 +205,7 @@ def _over_experts(parameters: Parameters, sizes_E, visit, totals, carry):
 
         return totals if new is None else jax.tree.map(put, totals, new), carry
 
-    return lax.fori_loop(0, (sizes_E > 0).sum(), step, (totals, carry))
+    return each_group(sizes_E, step, (totals, carry))
 
 
 def _hidden(own: Parameters, x):

@@ -9,6 +9,7 @@ matrix; there two loops, over groups and over blocks of their rows, do the work 
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +117,7 @@ def _times_by_blocks(x_ND, kernel_EDF, sizes_E, transposed: bool):
 
         return lax.fori_loop(0, -(-sizes_E[e] // size), block, out)
 
-    return lax.fori_loop(0, len(sizes_E), group, zeros((len(x_ND), width), x_ND))
+    return each_group(sizes_E, group, zeros((len(x_ND), width), x_ND))
 
 
 def _outer_by_blocks(x_ND, g_NF, sizes_E):
@@ -137,7 +138,16 @@ def _outer_by_blocks(x_ND, g_NF, sizes_E):
         total = lax.fori_loop(0, blocks, block, zeros(shape, g_NF, wide))
         return lax.dynamic_update_index_in_dim(out, total.astype(out.dtype), e, 0)
 
-    return lax.fori_loop(0, len(sizes_E), group, zeros((len(sizes_E), *shape), g_NF))
+    return each_group(sizes_E, group, zeros((len(sizes_E), *shape), g_NF))
+
+
+def each_group(sizes_E, visit: Callable, out):
+    """Returns what visit(group, out) makes of `out`, over the groups that have rows.
+
+    A visit copies the group's matrix: of a few tokens, a step of decoding, most groups have none.
+    """
+    order_E = jnp.argsort(sizes_E == 0, stable=True)
+    return lax.fori_loop(0, (sizes_E > 0).sum(), lambda i, out: visit(order_E[i], out), out)
 
 
 def _block(ends_E, sizes_E, e, i, size: int, rows: int):
