@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+SHORT = 8  # rows up to here are added up item by item
+LARGE = 2**18  # from so many items on, writing them all takes longer than adding them up
 LONGEST_DOT = 4096  # a matrix-vector product adds some n/32 terms in sequence: digits go beyond it
 
 
@@ -19,6 +21,36 @@ def row_sum(x):
         return x.sum(-1)
     ones = jnp.ones(n, x.dtype)
     return jax.lax.dot_general(x, ones, (((x.ndim - 1,), (0,)), ((), ())), precision="highest")
+
+
+def row_total(x):
+    """As `row_sum`, for sums that are not differentiated: on CPU twice as fast, as it writes less.
+
+    XLA computes what is summed while it adds up four neighbours, or all items of a short row, and
+    writes only these parts. Neighbours, so that no device needs those of another.
+    """
+    n = x.shape[-1]
+    by_parts = n <= SHORT or (n % 4 == 0 and x.size >= LARGE)
+    if is_spread(x) or not by_parts:
+        return row_sum(x)
+    return jax.lax.platform_dependent(x, cpu=_by_parts, default=row_sum)
+
+
+def _by_parts(x):
+    n = x.shape[-1]
+    count = n if n <= SHORT else 4
+    grouped = x.reshape(*x.shape[:-1], n // count, count)
+    parts = [grouped[..., i] for i in range(count)]
+    while parts[1:]:
+        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + parts[
+            len(parts) & ~1 :
+        ]
+    return parts[0][..., 0] if n <= SHORT else row_sum(parts[0])
+
+
+def is_spread(x):
+    """Tells whether an axis of x is spread over devices of a mesh that types know of."""
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
 def over_row(t, n):
@@ -46,10 +78,10 @@ def below_infinity(x):
 def count_inside(u):
     """How many of u `[..., n]` are between 0 and 1, and how many at least 1."""
     if u.shape[-1] > LONGEST_DOT:
-        return row_sum(((u > 0) & (u < 1)).astype(u.dtype)), row_sum((u >= 1).astype(u.dtype))
+        return row_total(((u > 0) & (u < 1)).astype(u.dtype)), row_total((u >= 1).astype(u.dtype))
     # One sum for both: whole numbers below 2^26, of few bits, are exact.
     base = 2.0 ** (LONGEST_DOT.bit_length())
-    packed = row_sum(jnp.where(u >= 1, base, jnp.where(u > 0, 1, 0)).astype(u.dtype))
+    packed = row_total(jnp.where(u >= 1, base, jnp.where(u > 0, 1, 0)).astype(u.dtype))
     whole = jnp.floor(packed / base)
     return packed - base * whole, whole
 
