@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-SHORT = 8  # rows up to here are added up item by item
-LARGE = 2**18  # from so many items on, writing them all takes longer than adding them up
+SHORT = 8  # rows of so few items are added up by fours,
+LARGE = 2**18  # and where there are so many in all, writing them takes longer than adding
 LONGEST_DOT = 4096  # a matrix-vector product adds some n/32 terms in sequence: digits go beyond it
 
 
@@ -24,28 +24,21 @@ def row_sum(x):
 
 
 def row_total(x):
-    """As `row_sum`, for sums that are not differentiated: on CPU twice as fast, as it writes less.
+    """As `row_sum`, for sums that are not differentiated: on CPU faster where x is large.
 
-    XLA computes what is summed while it adds up four neighbours, or all items of a short row, and
-    writes only these parts. Neighbours, so that no device needs those of another.
+    XLA computes what is summed while it adds up four neighbours, and writes a quarter of it.
+    Neighbours, so that no device needs those of another.
     """
     n = x.shape[-1]
-    by_parts = n <= SHORT or (n % 4 == 0 and x.size >= LARGE)
-    if is_spread(x) or not by_parts:
+    if n % 4 or is_spread(x) or not (n <= SHORT or x.size >= LARGE):
         return row_sum(x)
-    return jax.lax.platform_dependent(x, cpu=_by_parts, default=row_sum)
+    return jax.lax.platform_dependent(x, cpu=_by_fours, default=row_sum)
 
 
-def _by_parts(x):
-    n = x.shape[-1]
-    count = n if n <= SHORT else 4
-    grouped = x.reshape(*x.shape[:-1], n // count, count)
-    parts = [grouped[..., i] for i in range(count)]
-    while parts[1:]:
-        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + parts[
-            len(parts) & ~1 :
-        ]
-    return parts[0][..., 0] if n <= SHORT else row_sum(parts[0])
+def _by_fours(x):
+    fours = x.reshape(*x.shape[:-1], x.shape[-1] // 4, 4)
+    a, b, c, d = (fours[..., i] for i in range(4))
+    return row_sum((a + b) + (c + d))
 
 
 def is_spread(x):

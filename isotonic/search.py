@@ -49,10 +49,10 @@ def _start(link, dtype, row: Row, k, lam) -> _Search:
 
 
 def _stragglers_apart(everywhere, x, k, lam, state: _Search) -> Pair:
-    """Goes on with an eighth of the rows once no more are unfinished: most take a few passes."""
+    """Goes on with a quarter of the rows once no more are unfinished: most take few passes."""
     flat = partial(jax.tree.map, lambda a: a.reshape(-1, *a.shape[state.done.ndim :]))
     rows = flat((x, k, lam, state))
-    few = state.done.size // 8
+    few = state.done.size // 4
     searched, passes = everywhere(*rows, few=few)
     place = jnp.flatnonzero(~searched.done, size=few, fill_value=state.done.size)
     left = jax.tree.map(lambda a: a.at[place].get(mode="clip"), (*rows[:3], searched))
@@ -138,7 +138,8 @@ def _next_item(link, x, lam, tau: Pair, step) -> Pair:
     With a narrow link this is the last step of a selection, which bisection takes one bit a pass.
     """
     h = link.terms(tau.gap(x), tau.high, lam).h
-    below = jnp.where(h < 0.5, x, -jnp.inf).max(-1)
-    above = jnp.where(h >= 1, x, jnp.inf).min(-1)
-    item = jnp.where(step.excess < 0, below, above)
+    down = step.excess < 0
+    sign = jnp.where(down, 1, -1).astype(x.dtype)
+    beyond = jnp.where(down[..., None], h < 0.5, h >= 1)
+    item = sign * jnp.where(beyond, sign[..., None] * x, -jnp.inf).max(-1)
     return Pair(item, jnp.zeros_like(item)).plus(-link.half_width(item, lam))
