@@ -11,7 +11,7 @@ from benchmarks.timing import Candidate, compiled, torch_device, with_gradient
 
 
 class Problem(NamedTuple):
-    """Scores x and a direction c for the derivative, float32 `[rows, n]`; strength is 1."""
+    """Scores x and a direction c for the derivative, float32 `[rows, n]`."""
 
     x: np.ndarray
     c: np.ndarray
@@ -140,6 +140,14 @@ def candidates() -> list[Candidate]:
         Candidate("mask p=2", _jax(mask, p=2.0), "mask p=2"),
         Candidate("mask p=3/2", _jax(mask, p=1.5), "mask p=3/2"),
         Candidate("mask p=4/3", _jax(mask, p=4 / 3), "mask p=4/3"),
+        Candidate(
+            "mask p=2, strength 1/2", _jax(mask, p=2.0, strength=0.5), "mask p=2, strength 1/2"
+        ),
+        Candidate(
+            "mask p=4/3, strength 1/2",
+            _jax(mask, p=4 / 3, strength=0.5),
+            "mask p=4/3, strength 1/2",
+        ),
         Candidate("magnitude p=2", _jax(magnitude, p=2.0), "magnitude"),
         Candidate("lapsum", lapsum, "lapsum"),
         Candidate("sinkhorn", sinkhorn, "sinkhorn"),

@@ -15,6 +15,10 @@ SHOW = ("size", "candidate", "device", "status", "ms", "ms_q1", "ratio")
 SHOW += ("error", "gradient_error", "sum_error")
 EXACT = {f"mask {p}": functools.partial(oracles.mask, link=p) for p in ("p=2", "p=3/2", "p=4/3")}
 EXACT |= {
+    f"mask {p}, strength 1/2": functools.partial(oracles.mask, link=p, lam=0.5)
+    for p in ("p=2", "p=4/3")
+}
+EXACT |= {
     "hard": oracles.hard,
     "magnitude": oracles.magnitude,
     "lapsum": functools.partial(oracles.mask, link="laplace"),
@@ -43,12 +47,12 @@ QUICK_SIZES = [Size(64, 64, 8)]
 # The threshold solver is to be 100 times faster than 500 sweeps of Dykstra here.
 PAIR = Size(4096, 64, 8, ("hard", "mask p=2", "dykstra 500, p=2", "jaxopt box section, p=2"))
 NOTE = (
-    "Float32 normal scores, strength 1, forward and backward together, compiled, in turns. `ms`: "
-    "median; `ms_q1`: lower quartile; `ratio`: to the hard router (softmax, the k largest, scatter"
-    "), median over the rounds. `error`, `gradient_error`: largest difference to a float64 oracle "
-    "of the same problem; for p = 2 gradients, rows with an item within 1e-5 of a kink are left "
-    "out. `sum_error`: largest |sum - k| of a row. Each candidate solves its own problem: times "
-    "compare between different problems, errors do not."
+    "Float32 normal scores, strength 1 where no other is named, forward and backward together, "
+    "compiled, in turns. `ms`: median; `ms_q1`: lower quartile; `ratio`: to the hard router "
+    "(softmax, the k largest, scatter), median over the rounds. `error`, `gradient_error`: "
+    "largest difference to a float64 oracle of the same problem; for p = 2 gradients, rows with "
+    "an item within 1e-5 of a kink are left out. `sum_error`: largest |sum - k| of a row. Each "
+    "candidate solves its own problem: times compare between different problems, errors do not."
 )
 
 

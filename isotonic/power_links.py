@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from isotonic.links import Row, Step, Terms
 from isotonic.powers import conjugate_exponent, power, power_slope
-from isotonic.rows import count_inside, row_sum
+from isotonic.rows import count_inside, row_total
 
 
 class PowerLink:
@@ -45,12 +45,12 @@ class PowerLink:
         solvable = (count > 0) & (rest > 0)
         safe = jnp.where(solvable, count, 1)
         h = power(v, e)
-        total = row_sum(h if floor is None else jnp.where(v > 0, jnp.maximum(h, floor), 0))
+        total = row_total(h if floor is None else jnp.where(v > 0, jnp.maximum(h, floor), 0))
         if e in (1, 2, 3):
-            means = [*(row_sum(power(v, j)) / safe for j in range(1, int(e))), total / safe]
+            means = [*(row_total(power(v, j)) / safe for j in range(1, int(e))), total / safe]
             shift = _active_set_root(means, jnp.where(solvable, rest, 0) / safe, pull)
         else:
-            slope = row_sum(jnp.where(v > 0, power_slope(jnp.where(v > 0, v, 0.5), e), 0))
+            slope = row_total(jnp.where(v > 0, power_slope(jnp.where(v > 0, v, 0.5), e), 0))
             # Newton's step for total^(1/(q-1)), which is linear in u if all items are equal.
             solvable &= (total > 0) & (slope > 0)
             safe = jnp.where(solvable, total, 1)

@@ -13,11 +13,9 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from isotonic.links import Link, Row
-from isotonic.rows import Pair, below_infinity, middle_float, over_row, per_row, row_sum
+from isotonic.rows import Pair, below_infinity, over_row, per_row, row_sum, row_total
+from isotonic.search import search
 from isotonic.steep import steep_root
-
-MAX_PASSES = 300  # never reached: bisection of a float64 alone takes fewer; most rows take 3 to 5
-PATIENCE = 12  # passes before bisection is forced on rows that have not converged
 
 
 class Threshold(NamedTuple):
@@ -25,17 +23,6 @@ class Threshold(NamedTuple):
 
     h: jax.Array
     tau: jax.Array
-
-
-class _Search(NamedTuple):
-    """Holds the state of the root search, each of shape [...]: the root is in [low, high]."""
-
-    tau: Pair
-    low: jax.Array
-    high: jax.Array
-    above: jax.Array  # sum h - k at low, > 0; infinite as long as low is only a bound
-    below: jax.Array  # at high, < 0
-    done: jax.Array
 
 
 def threshold(link: Link, x, k, lam) -> Threshold:
@@ -75,9 +62,9 @@ def _threshold(link, x, k, lam):
     x = below_infinity(x)
     row = _statistics(x, k)
     if link.steep:
-        h, tau = steep_root(link, x, k, lam, _search(link, x, row, k, lam, link.passes))
+        h, tau = steep_root(link, x, k, lam, search(link, x, row, k, lam, link.passes))
     else:
-        tau = _search(link, x, row, k, lam, MAX_PASSES)
+        tau = search(link, x, row, k, lam)
         h = link.terms(tau.gap(x), tau.high, lam).h
     return h, *tau
 
@@ -90,7 +77,7 @@ def _threshold_jvp(link, primals, tangents):
         terms = link.slopes(h, tau[0], lam)
     else:
         terms = link.terms(Pair(*tau).gap(x), tau[0], lam)
-    total = row_sum(terms.dtau)
+    total = row_total(terms.dtau)
     inner = total < 0
     total = jnp.where(inner, total, 0 * tau[0] - jnp.inf)  # divides to 0, or to NaN in rows of NaN
     # Tangents that are zero by construction cost nothing.
@@ -110,96 +97,10 @@ def _statistics(x, k) -> Row:
     """Returns the row's statistics, with k kept away from n; means are NaN where a score is."""
     length = x.shape[-1]
     real = (x != -jnp.inf).astype(x.dtype)
-    n = row_sum(real)
+    n = row_total(real)
     count = jnp.maximum(n, 1)
     # Divided first: a sum of huge entries overflows.
     part = jnp.where(real > 0, x / length, 0)
-    mean = row_sum(part) * (length / count)
-    deviation = row_sum(real * jnp.abs(part - mean[..., None] / length)) * (length / count)
+    mean = row_total(part) * (length / count)
+    deviation = row_total(real * jnp.abs(part - mean[..., None] / length)) * (length / count)
     return Row(n, jnp.where(k < n, k, count / 2), mean, deviation)
-
-
-def _search(link, x, row: Row, k, lam, limit) -> Pair:
-    """Returns the root, by Newton inside a bracket: the link's own step while it stays inside."""
-    zero = jnp.zeros_like(row.mean + k + lam)  # of all three's place on a mesh
-    eps = jnp.finfo(x.dtype).eps
-    enough = 8 * eps * jnp.minimum(k, 1)  # no h moves by more than the sum does
-
-    def unfinished(carry):
-        search, passes = carry
-        return (passes < limit) & ~search.done.all()
-
-    def improve(carry):
-        search, passes = carry
-        tau = search.tau
-        step = link.step(tau.gap(x), tau.high, k, lam)
-        over, under = step.excess > 0, step.excess < 0
-        low, high = jnp.where(over, tau.high, search.low), jnp.where(under, tau.high, search.high)
-        above = jnp.where(over, step.excess, search.above)
-        below = jnp.where(under, step.excess, search.below)
-        newton = tau.plus(step.move)
-        # A threshold may be any offset from a float, but else the ends are not tried again.
-        tiny = jnp.abs(step.move) <= 4 * eps * jnp.abs(tau.high)
-        inside = ((low < newton.high) & (newton.high < high)) | tiny  # false for NaN
-        # Bisection knows floats alone: it would lose what steps below them have found.
-        kept = inside & (~_in_turn(passes) | (tiny & (passes < 4 * PATIENCE)))
-        small = jnp.abs(step.move) <= 4 * eps * step.width
-        # The negation is true for NaN, which no iteration mends.
-        converged = small | ~(jnp.abs(step.excess) > jnp.maximum(enough, step.noise))
-        moved = newton.where(inside & ~search.done, tau)
-        search = _Search(moved, low, high, above, below, search.done | converged)
-        turn = partial(_turn, link, x, lam, step, inside, kept, passes)
-        lost = ~(kept | search.done)
-        tau, done = jax.lax.cond(lost.any(), turn, lambda search: (search.tau, search.done), search)
-        return search._replace(tau=tau, done=done), passes + 1
-
-    low, high, start = (zero + bound for bound in link.bracket(row, lam))
-    inside = (low < start) & (start < high)
-    start = jnp.where(inside, start, middle_float(low, high))
-    every = k >= row.n  # such a row selects all that it has
-    wrong = jnp.isnan(row.mean) | jnp.isnan(k) | jnp.isnan(lam)
-    start = jnp.where(wrong, jnp.nan, jnp.where(every, jnp.finfo(x.dtype).min, start))
-    search = _Search(Pair(start, zero), low, high, zero + jnp.inf, zero - jnp.inf, every | wrong)
-    return jax.lax.while_loop(unfinished, improve, (search, 0))[0].tau
-
-
-def _in_turn(passes):
-    """Tells whether every row bisects in this pass, so that none can crawl."""
-    return (passes >= PATIENCE) & (passes % 3 == 2)
-
-
-def _turn(link, x, lam, step, inside, kept, passes, search: _Search):
-    """Takes the secant, the next item or bisection, in turns, where the link's step is not kept."""
-    low, high, zero = search.low, search.high, jnp.zeros_like(search.low)
-    free = ~_in_turn(passes)
-    lost = ~search.done & ~kept
-    share = search.above / (search.above - search.below)  # 0 or NaN where an end is only a bound
-    secant = Pair(low, zero).plus((high - low) * share)
-    straight = (passes % 2 == 0) & free & (share > 0) & (secant.high < high)
-    tau = secant.where(straight, Pair(_middle(low, high, step.width), zero))
-    # It costs a pass of its own, so not for what the secant may mend.
-    idle = lost & jnp.isnan(step.move) & free & ((passes % 2 == 1) | (passes > 4))
-    next_item = partial(_next_item, link, x, lam)
-    item = jax.lax.cond(idle.any(), next_item, lambda *_: tau, search.tau, step)
-    near = idle & (low <= item.high) & (item.high <= high)
-    tau = item.where(near, tau)
-    stuck = ~near & ~straight & ~((low < tau.high) & (tau.high < high))
-    return tau.where(lost & ~stuck, search.tau), search.done | (lost & stuck & ~inside)
-
-
-def _middle(low, high, width):
-    """Returns a point between: half way if the bracket is narrow, else half way in float order."""
-    half = low / 2 + high / 2
-    return jnp.where(high - low <= 1000 * width, half, middle_float(low, high))
-
-
-def _next_item(link, x, lam, tau: Pair, step) -> Pair:
-    """Returns the threshold that has the next item inside: the one below, or the least whole one.
-
-    With a narrow link this is the last step of a selection, which bisection takes one bit a pass.
-    """
-    h = link.terms(tau.gap(x), tau.high, lam).h
-    below = jnp.where(h < 0.5, x, -jnp.inf).max(-1)
-    above = jnp.where(h >= 1, x, jnp.inf).min(-1)
-    item = jnp.where(step.excess < 0, below, above)
-    return Pair(item, jnp.zeros_like(item)).plus(-link.half_width(item, lam))
