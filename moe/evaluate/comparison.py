@@ -1,181 +1,377 @@
-"""Trains one config with several routers and seeds: the work behind compare.py."""
+"""Trains one config with several rows and seeds, and compares them: the work behind compare.py."""
 
-import csv
+import contextlib
 import dataclasses
-import functools
-import math
+import os
 import pathlib
-import statistics
+from collections.abc import Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 
 from moe import cli, outputs
+from moe import config as configs
 from moe.errors import UsageError
+from moe.evaluate.league import charts, results, runs, stored, tables, tuning
+from moe.evaluate.league import rows as league_rows
+from moe.evaluate.league.rows import DENSE, Row
+from moe.evaluate.league.runs import Job
+from moe.evaluate.league.standings import Entry, budgets, standings
+from moe.evaluate.league.stored import League
+from moe.models.build import count_parameters
+from moe.screen import say
 from moe.store import workdir as workdirs
-from moe.store.records import read
 from moe.tasks import Task, task_of
 from moe.train.run import set_up
 from moe.train.trainer import train
 from routers import ROUTERS
 
-MOST_SEEDS = 1000
-DENSE = "dense"  # the baseline: an MLP of the experts' FLOPs in place of each layer of experts
+MOST_SEEDS, MOST_JOBS = 1000, 256
 # Keys that the rows and seeds set, and what to type instead.
 CHOSEN = {
-    "router.name": "--routers=NAME,NAME",
-    "moe.dense": "--routers=dense",
+    "router.name": "--rows=NAME,NAME",
+    "moe.dense": "--rows=dense",
     "seed": "--seeds=N for the seeds 0 to N-1",
 }
 
 
-@dataclasses.dataclass
-class Row:
-    """Holds one router's results: each seed's metric of the task, and loss; the median rate.
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Says how settings are chosen for each row: "KEY:VALUE,VALUE" of each key, by how many seeds,
+    on which split ("": the last tenth of the training split)."""
 
-    A run of one step has timed none: NaN where no run has a rate.
+    grid: Sequence[str] = ()
+    seeds: int = 1
+    validation: str = ""
+
+
+class Comparison:
+    """Holds what is compared, once all that can be known wrong before any training was looked for.
+
+    Args:
+      names: of rows, see `league.rows`; None for dense and all routers that the task can have: a
+        causal one leaves out those that look ahead.
+      baseline: the row that the others are compared with; "" for dense where it is one, else the
+        first.
+      jobs: how many runs are trained at once.
+
+    Raises:
+      UsageError: an unknown or repeated row, no seed, a key that the rows set, a run that cannot
+        start, or a directory that cannot be written to.
     """
 
-    name: str
-    values: list[float]
-    losses: list[float]
-    rate: float  # units of the task per second
+    def __init__(
+        self,
+        config_file: str,
+        names: Sequence[str] | None,
+        seeds: range,
+        out: pathlib.Path,
+        overrides: dict[str, str],
+        *,
+        baseline: str = "",
+        jobs: int = 1,
+        tuned: Tuning = Tuning(),
+    ):
+        self.file, self.out, self.overrides, self.seeds = config_file, out, overrides, seeds
+        base = cli.read_config(config_file)  # first: the file may register routers
+        self.task, self.jobs, self.tuned = task_of(base), jobs, tuned
+        for key, instead in CHOSEN.items():
+            if key in overrides:
+                raise UsageError(f"--config.{key}: the rows of a comparison set it; use {instead}")
+        self._keys = configs.flatten(base)
+        self._keys |= {key: value for key, value in overrides.items() if key in self._keys}
+        everything = [*_fitting(self.task, base), DENSE]
+        found = league_rows.parse(
+            [league_rows.ALL] if names is None else names, self._keys, everything
+        )
+        self.rows = [self._typed(row) for row in found]
+        for name in (names := [row.folder for row in self.rows]):
+            if names.count(name) > 1:
+                raise UsageError(f"--rows: {name!r} is named twice; name each row once")
+        self.baseline = self._find_baseline(baseline)
+        _check_numbers(seeds, jobs, tuned)
+        self.choices = self._find_choices()
+        self.entries = {row.name: self._entry(row) for row in self.rows}
+        self.data, self._known = "", {}
+        with contextlib.suppress(UsageError):  # a damaged table is written anew
+            if before := stored.read(out):
+                self.data = before.data
+                self._known = {entry.folder: entry.parameters for entry in before.entries}
+
+    def _typed(self, row: Row) -> Row:
+        """Returns the row with its values as a config prints them: 1e-3 and 0.001 are one row."""
+        values = configs.flatten(self._job(row, 0).config)
+        return Row(row.base, {key: str(values[key]) for key in row.settings})
+
+    def _find_baseline(self, text: str) -> str:
+        names = [row.name for row in self.rows]
+        if not text:
+            return DENSE if DENSE in names else names[0]
+        (row,) = league_rows.parse([text], self._keys, [])[:1] or [Row(text, {})]
+        if (name := self._typed(row).name) not in names:
+            raise UsageError(f"--baseline={text} is none of the rows {', '.join(names)}")
+        return name
+
+    def _find_choices(self) -> list[tuning.Choice]:
+        """Returns what the tuning chooses from; [] without any."""
+        choices = tuning.parse(self.tuned.grid, self._keys) if self.tuned.grid else []
+        for row in self.rows:
+            if own := [key for key in (choices or [{}])[0] if key in row.settings]:
+                raise UsageError(f"--tune: the row {row.name!r} sets {own[0]} itself")
+        return choices
+
+    def _entry(self, row: Row) -> Entry:
+        return Entry(row.name, row.folder, {}, list(row.overrides(self._keys)))
+
+    def _job(self, row: Row, seed: int, splits: dict[str, str] | None = None) -> Job:
+        """Returns a run of the row, or with `splits` one that helps to choose its settings."""
+        settings = self.overrides | row.overrides(self._keys) | {"seed": str(seed)} | (splits or {})
+        folder = self.out / runs.TUNING if splits else self.out
+        config = cli.load_config(self.file, settings)
+        return Job(row.name, seed, folder / row.folder / str(seed), self.file, settings, config)
+
+    def files(self) -> list[pathlib.Path]:
+        return files_of(self.task, self.out)
+
+    def tuning_jobs(self, row: Row) -> list[tuple[tuning.Choice, list[Job]]]:
+        """Returns the runs that choose a row's settings, for each choice."""
+        names = ("train_split", "eval_split")
+        whole = self._job(row, 0).config.data
+        split = tuning.splits(whole.train_split, self.tuned.validation)
+        if self.tuned.validation in (whole.train_split, whole.eval_split):
+            raise UsageError(
+                f"--validation={self.tuned.validation}: expected neither what is trained on nor "
+                "what is reported"
+            )
+        splits = {f"data.{name}": value for name, value in zip(names, split, strict=True)}
+        found = []
+        for choice in self.choices:
+            chosen = self._typed(row.with_settings(choice))
+            jobs = [self._job(chosen, seed, splits) for seed in range(self.tuned.seeds)]
+            found.append((choice, jobs))
+        return found
+
+    def check(self) -> None:
+        """Raises UsageError if a run could not be trained, or the results not be written."""
+        for file in self.files():
+            outputs.check(file)
+        if self.jobs > 1:  # this process only looks: its children need the accelerator's memory
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        for row in self.rows:
+            jobs = [self._job(row, seed) for seed in self.seeds]
+            if self.choices:
+                jobs = [job for _, several in self.tuning_jobs(row) for job in several]
+            jobs = missing(jobs)
+            if not jobs:
+                continue
+            data = jobs[0].config.data
+            run = set_up(jobs[0].config, self.task.open(jobs[0].config, data.train_split))
+            self._known[row.folder] = count_parameters(run.params)
+            for job in jobs:
+                sizes = run.config.to_dict() | {"seed": job.seed}
+                workdirs.check_place(job.workdir)
+                if not self.choices:
+                    workdirs.check_config(ConfigDict(sizes), job.workdir)
+            tested = self._job(row, 0).config
+            self.data = self.data or self.task.open(tested, tested.data.eval_split).fingerprint
+            if self.choices:
+                self.task.open(jobs[0].config, jobs[0].config.data.eval_split)
+
+    def tune(self) -> None:
+        """Chooses the settings of each row, and says what they are."""
+        plans = {row.name: self.tuning_jobs(row) for row in self.rows}
+        jobs = missing([job for plan in plans.values() for _, some in plan for job in some])
+        wrong: list[str] = []
+
+        def done(job: Job, said: str) -> None:
+            if said:
+                wrong.append(f"{job.row}, seed {job.seed}: {said}")
+
+        self._run(jobs, self.out / runs.LOGS / runs.TUNING, done)
+        told, rows = {}, []
+        for row in self.rows:
+            scores = [(choice, _values(some)) for choice, some in plans[row.name]]
+            told[row.name] = [{"settings": c, "validation": values} for c, values in scores]
+            try:
+                choice = tuning.choose(scores, self.task.best)
+            except UsageError as error:
+                self.entries[row.name].failed[0] = f"tuning: {error}; {'; '.join(wrong[:2])}"
+                continue
+            chosen = self._typed(row.with_settings(choice))
+            entry = self.entries[row.name]
+            entry.tuned = {key: chosen.settings[key] for key in choice}
+            entry.folder, entry.own = chosen.folder, [*entry.own, *choice]
+            self._known.setdefault(chosen.folder, self._known.get(row.folder))
+            rows.append((row.name, chosen))
+        outputs.write_json(self.out / "tuning.json", told)
+        self._chosen = rows
+
+    def run(self) -> League:
+        """Trains what is missing, writes the tables after every run; returns the comparison."""
+        if self.choices:
+            self.tune()
+        else:
+            self._chosen = [(row.name, row) for row in self.rows]
+        jobs = [
+            self._job(row, seed)._replace(row=name)
+            for seed in self.seeds  # an aborted comparison has paired seeds
+            for name, row in self._chosen
+        ]
+        for job in jobs:
+            self._note(job)
+        left = missing(jobs)
+        if left and len(left) < len(jobs):
+            say(f"{len(jobs) - len(left)} of {len(jobs)} runs are complete")
+
+        def done(job: Job, wrong: str) -> None:
+            if wrong:
+                self.entries[job.row].failed[job.seed] = wrong
+            self._note(job)
+            write_tables(self.league(), self.out)
+
+        self._run(left, self.out / runs.LOGS, done)
+        return self.league()
+
+    def _run(self, jobs: list[Job], logs: pathlib.Path, done) -> None:
+        if self.jobs > 1 and jobs:
+            runs.run_side_by_side(jobs, self.jobs, logs, done)
+        else:
+            runs.run_here(jobs, train, done)
+
+    def _note(self, job: Job) -> None:
+        """Puts the job's result, if there is one, into its row's entry."""
+        entry = self.entries[job.row]
+        if (found := results.find(job.config, job.workdir)) is None:
+            return
+        entry.failed.pop(job.seed, None)
+        others = [result for result in entry.results if result.seed != job.seed]
+        entry.results = sorted([*others, found], key=lambda result: result.seed)
+        if not entry.settings:
+            saved = workdirs.saved_config(job.workdir)
+            entry.settings = results.settings(saved)
+            entry.parameters = self._known.get(entry.folder) or _parameters(saved)
+
+    def league(self) -> League:
+        """Returns the rows that have a result."""
+        entries = [entry for entry in self.entries.values() if entry.results]
+        return League(self.task_name, self.baseline, self.data, entries)
 
     @property
-    def mean(self) -> float:
-        return statistics.mean(self.values)
-
-    @property
-    def deviation(self) -> float:
-        """Returns the standard deviation over the seeds, 0 for a single one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+    def task_name(self) -> str:
+        return self._keys["task"]
 
 
 def compare(
     config_file: str,
-    names: list[str] | None,
-    seeds: int,
+    names: Sequence[str] | None,
+    seeds: range,
     out: pathlib.Path,
     overrides: dict[str, str],
-) -> list[Row]:
-    """Trains every router with every seed, prints the table, writes table.csv and METRIC.png.
+    **options,
+) -> list[Entry]:
+    """Trains every row with every seed that is not there yet; prints and writes the comparison.
 
-    Args:
-      names: of routers, or "dense"; None for dense and all that the task can have: a causal one
-        leaves out those that look ahead.
-      seeds: how many, from 0.
+    The arguments are those of `Comparison`.
 
     Raises:
-      UsageError: before anything is trained, an unknown or repeated name, no seed, a key that the
-        rows set, a run that cannot start, or a directory that cannot be written to.
+      UsageError: as there; and after all others are done, where a run failed.
     """
-    task = task_of(cli.read_config(config_file))  # first: the file may register routers
-    for key, instead in CHOSEN.items():
-        if key in overrides:
-            raise UsageError(f"--config.{key}: the rows of a comparison set it; use {instead}")
-    names = _checked_names(task, names)
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise UsageError(f"--seeds={seeds} must be from 1 to {MOST_SEEDS}")
-    configs = {name: _row_configs(config_file, overrides, name, seeds) for name in names}
-    _check(task, configs, out)
-    rows = []
-    for name in names:
-        runs = []
-        for seed, config in enumerate(configs[name]):
-            workdir = out / name / str(seed)
-            runs.append((train(config, workdir), read(workdir / "metrics.jsonl")))
-        key = f"train/{task.unit}s_per_second"
-        speeds = [row[key] for _, log in runs for row in log if key in row]
-        rows.append(
-            Row(
-                name,
-                [result[task.best.key] for result, _ in runs],
-                [result["eval/loss"] for result, _ in runs],
-                statistics.median(speeds) if speeds else math.nan,
-            )
+    comparison = Comparison(config_file, names, seeds, out, overrides, **options)
+    comparison.check()
+    league = comparison.run()
+    if league.entries:
+        show(league, out)
+    entries = comparison.entries.values()
+    runs.complain((e.name, seed, wrong) for e in entries for seed, wrong in e.failed.items())
+    return league.entries
+
+
+def merge(folders: Sequence[pathlib.Path], out: pathlib.Path, baseline: str = "") -> list[Entry]:
+    """Makes one comparison of the tables of several; prints and writes it.
+
+    Raises:
+      UsageError: they do not belong together, or the result cannot be written.
+    """
+    league = stored.merge(folders, baseline)
+    for file in files_of(league.learns, out):
+        outputs.check(file)
+    show(league, out)
+    return league.entries
+
+
+def files_of(task: Task, out: pathlib.Path) -> list[pathlib.Path]:
+    """Returns what a comparison writes beside its runs."""
+    names = ("table.csv", "table.md", stored.FILE)
+    names += (f"{task.best.name}.png", charts.CURVES, charts.LAYERS)
+    return [out / name for name in names]
+
+
+def write_tables(league: League, out: pathlib.Path) -> None:
+    """Writes the tables of the runs that there are."""
+    if not league.entries:
+        return
+    task, entries = league.learns, league.entries
+    rows = standings(entries, league.baseline, task.best)
+    texts = {
+        "table.csv": tables.comma_separated(task, entries),
+        "table.md": tables.markdown(task, entries, rows, league.baseline),
+    }
+    for name, text in texts.items():
+        outputs.write(out / name, lambda fresh, text=text: fresh.write_text(text))
+    stored.write(out, league, rows, budgets(entries))
+
+
+def show(league: League, out: pathlib.Path) -> None:
+    """Prints the tables, writes them, draws the pictures."""
+    task, entries = league.learns, league.entries
+    stored.check_alike(entries)
+    rows = standings(entries, league.baseline, task.best)
+    write_tables(league, out)
+    tables.print_tables(task, entries, rows, league.baseline)
+    if any(row.at_flops is None or row.at_seconds is None for row in rows):
+        print(
+            "at equal FLOPs or time there is nothing where a run has no evaluation before: more of "
+            "them by --config.eval.every=N, in runs that are yet to come"
         )
-        _write(task, rows, out)
-    _print(task, rows, seeds)
-    print(f"wrote {' and '.join(str(out / file) for file in _files(task))}")
-    return rows
+    *written, picture, curves, layers = files_of(task, out)
+    charts.draw_rows(picture, entries, rows, task.best)
+    charts.draw_curves(curves, entries, task.best)
+    written += [picture, curves] + [layers] * charts.draw_layers(layers, entries)
+    print(f"wrote {', '.join(str(file) for file in written)}")
 
 
-def _checked_names(task: Task, names: list[str] | None) -> list[str]:
-    """Returns the names of the rows, each known and there once."""
-    if names is None:
-        return [*(n for n, router in ROUTERS.items() if router.causal or not task.causal), DENSE]
-    for name in names:
-        if name not in ROUTERS and name != DENSE:
-            raise UsageError(
-                f"--routers: {name!r} is unknown; expected {', '.join(ROUTERS)}, dense"
-            )
-        if names.count(name) > 1:
-            raise UsageError(f"--routers: {name!r} is named twice; name each row once")
-    return names
+def missing(jobs: Sequence[Job]) -> list[Job]:
+    """Returns the jobs that are not complete."""
+    return [job for job in jobs if results.find(job.config, job.workdir) is None]
 
 
-def _row_configs(file: str, overrides: dict[str, str], name: str, seeds: int) -> list[ConfigDict]:
-    """Returns the config of each seed of a row."""
-    choice = {"moe.dense": "true"} if name == DENSE else {"router.name": name}
-    settings = overrides | choice
-    return [cli.load_config(file, settings | {"seed": str(seed)}) for seed in range(seeds)]
+def _values(jobs: Sequence[Job]) -> list[float | None]:
+    found = [results.find(job.config, job.workdir) for job in jobs]
+    return [None if result is None else result.value for result in found]
 
 
-def _files(task: Task) -> tuple[str, str]:
-    return "table.csv", f"{task.best.name}.png"
+def _fitting(task: Task, config: ConfigDict) -> list[str]:
+    """Returns the routers that a task can have, with their settings in the config."""
+    return [
+        name
+        for name, router in ROUTERS.items()
+        if not (task.causal and router.why_not_causal(config.router[name].to_dict()))
+    ]
 
 
-def _check(task: Task, configs: dict[str, list[ConfigDict]], out: pathlib.Path) -> None:
-    """Raises UsageError if a row could not be trained, or the results not be written."""
-    for file in _files(task):
-        outputs.check(out / file)
-    for name, seeds in configs.items():
-        run = set_up(seeds[0], task.open(seeds[0], seeds[0].data.train_split))
-        for seed in range(len(seeds)):
-            filled = ConfigDict(run.config.to_dict() | {"seed": seed})
-            workdirs.check_place(out / name / str(seed))
-            workdirs.check_config(filled, out / name / str(seed))
+def _parameters(config: ConfigDict) -> int | None:
+    """Counts a run's parameters; None where its mesh does not fit the devices at hand."""
+    try:
+        return count_parameters(set_up(config).params)
+    except UsageError:
+        return None
 
 
-def _print(task: Task, rows: list[Row], seeds: int) -> None:
-    best = task.best
-    table = Table("router", f"test {best.title} ({seeds} seeds)", "test loss", f"{task.unit}s/s")
-    for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.mean:{best.form}} ± {row.deviation:{best.form}}",
-            f"{statistics.mean(row.losses):.4f}",
-            f"{row.rate:,.0f}",
-        )
-    Console(highlight=False).print(table)
-
-
-def _write(task: Task, rows: list[Row], out: pathlib.Path) -> None:
-    table, picture = _files(task)
-    lines = [["router", "seed", task.best.name, "loss", f"{task.unit}s_per_second"]]
-    for row in rows:
-        for seed, (value, loss) in enumerate(zip(row.values, row.losses, strict=True)):
-            lines.append([row.name, seed, value, loss, row.rate])
-
-    def save(path: pathlib.Path) -> None:
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows(lines)
-
-    outputs.write(out / table, save)
-    figure, axis = plt.subplots(figsize=(6, 0.5 + 0.45 * len(rows)))
-    for i, row in enumerate(rows):
-        axis.scatter(row.values, [i] * len(row.values), color="tab:blue", alpha=0.5)
-        axis.errorbar(row.mean, i, xerr=row.deviation, fmt="D", color="black", capsize=4)
-    axis.set_yticks(range(len(rows)), [row.name for row in rows])
-    axis.invert_yaxis()
-    axis.set_xlabel(f"test {task.best.title}: each seed, mean and standard deviation")
-    axis.grid(axis="x", alpha=0.3)
-    save = functools.partial(figure.savefig, dpi=130, bbox_inches="tight")
-    outputs.write(out / picture, save)
-    plt.close(figure)
+def _check_numbers(seeds: range, jobs: int, tuned: Tuning) -> None:
+    if not 1 <= len(seeds) <= MOST_SEEDS:
+        raise UsageError(f"--seeds={len(seeds)} must be from 1 to {MOST_SEEDS}")
+    if not 1 <= jobs <= MOST_JOBS:
+        raise UsageError(f"--jobs={jobs} must be from 1 to {MOST_JOBS}")
+    if not 1 <= tuned.seeds <= MOST_SEEDS:
+        raise UsageError(f"--tune_seeds={tuned.seeds} must be from 1 to {MOST_SEEDS}")
+    if tuned.validation and not tuned.grid:
+        raise UsageError("--validation is the split that --tune=KEY:VALUE,VALUE chooses by")
