@@ -47,7 +47,8 @@ def main(argv) -> None:
         raise UsageError("the following arguments are required: --config (or --merge=DIR,DIR)")
     text, seeds = flags.rows if flags.routers is None else flags.routers, _seeds(flags.seeds)
     # Late: a misspelt flag should not wait for JAX.
-    from moe.evaluate.comparison import Tuning, compare
+    from moe.evaluate.comparison import compare
+    from moe.evaluate.league.plan import Tuning
     from moe.evaluate.league.rows import split
 
     names = None if text in (None, "all") else split(text)
