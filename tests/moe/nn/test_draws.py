@@ -10,15 +10,12 @@ from moe.nn.draws import aside
 from moe.tasks import task_of
 from routers import ROUTERS
 from routers.token_choice import TopK
-from tests.moe.conftest import build_model, open_source, quick_jit
+from tests.moe.conftest import build_model, open_source
 
 
 def parameters(config) -> dict[str, np.ndarray]:
-    @quick_jit
-    def build(key):
-        return nnx.to_pure_dict(nnx.state(build_model(config, nnx.Rngs(key)), nnx.Param))
-
-    flat = jax.tree.leaves_with_path(build(seeds.key(config.seed, "parameters")))
+    model = build_model(config, nnx.Rngs(seeds.key(config.seed, "parameters")))
+    flat = jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     return {jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}
 
 
