@@ -16,6 +16,7 @@ NEEDED = (
     "orbax.checkpoint",
     "PIL",
     "rich",
+    "scipy",
     "sklearn",
     "tensorboardX",
     "tensorflow_datasets",

@@ -69,7 +69,7 @@ def test_every_room_has_its_place():
 # All else is handed the section, or the values, that it needs.
 READERS = {"checks", "cli", "config", "tasks", "store.workdir", "plan"}
 READERS |= {"train.run", "train.trainer", "train.agreement", "evaluate.evaluation"}
-READERS |= {"evaluate.comparison"}
+READERS |= {"evaluate.comparison", "evaluate.league.results"}
 
 
 def test_the_config_is_handed_on_by_section():

@@ -1,181 +1,194 @@
-"""Trains one config with several routers and seeds: the work behind compare.py."""
+"""Trains one config with several rows and seeds, and compares them: the work behind compare.py."""
 
-import csv
-import dataclasses
-import functools
-import math
+import contextlib
+import os
 import pathlib
-import statistics
+from collections.abc import Callable, Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 
-from moe import cli, outputs
+from moe import outputs
 from moe.errors import UsageError
+from moe.evaluate.league import results, runs, stored, tuning
+from moe.evaluate.league.plan import Plan
+from moe.evaluate.league.rows import Row
+from moe.evaluate.league.runs import Job
+from moe.evaluate.league.showing import files_of, show, write_tables
+from moe.evaluate.league.standings import Entry
+from moe.evaluate.league.stored import League
+from moe.models.build import count_parameters
+from moe.screen import say
 from moe.store import workdir as workdirs
-from moe.store.records import read
-from moe.tasks import Task, task_of
 from moe.train.run import set_up
 from moe.train.trainer import train
-from routers import ROUTERS
-
-MOST_SEEDS = 1000
-DENSE = "dense"  # the baseline: an MLP of the experts' FLOPs in place of each layer of experts
-# Keys that the rows and seeds set, and what to type instead.
-CHOSEN = {
-    "router.name": "--routers=NAME,NAME",
-    "moe.dense": "--routers=dense",
-    "seed": "--seeds=N for the seeds 0 to N-1",
-}
-
-
-@dataclasses.dataclass
-class Row:
-    """Holds one router's results: each seed's metric of the task, and loss; the median rate.
-
-    A run of one step has timed none: NaN where no run has a rate.
-    """
-
-    name: str
-    values: list[float]
-    losses: list[float]
-    rate: float  # units of the task per second
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.values)
-
-    @property
-    def deviation(self) -> float:
-        """Returns the standard deviation over the seeds, 0 for a single one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
 def compare(
     config_file: str,
-    names: list[str] | None,
-    seeds: int,
+    names: Sequence[str] | None,
+    seeds: range,
     out: pathlib.Path,
     overrides: dict[str, str],
-) -> list[Row]:
-    """Trains every router with every seed, prints the table, writes table.csv and METRIC.png.
+    **options,
+) -> list[Entry]:
+    """Trains every row with every seed that is not there yet; prints and writes the comparison.
 
-    Args:
-      names: of routers, or "dense"; None for dense and all that the task can have: a causal one
-        leaves out those that look ahead.
-      seeds: how many, from 0.
+    The arguments are those of `league.plan.Plan`.
 
     Raises:
-      UsageError: before anything is trained, an unknown or repeated name, no seed, a key that the
-        rows set, a run that cannot start, or a directory that cannot be written to.
+      UsageError: before anything is trained, what cannot be compared or written; after all others
+        are done, that a run failed.
     """
-    task = task_of(cli.read_config(config_file))  # first: the file may register routers
-    for key, instead in CHOSEN.items():
-        if key in overrides:
-            raise UsageError(f"--config.{key}: the rows of a comparison set it; use {instead}")
-    names = _checked_names(task, names)
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise UsageError(f"--seeds={seeds} must be from 1 to {MOST_SEEDS}")
-    configs = {name: _row_configs(config_file, overrides, name, seeds) for name in names}
-    _check(task, configs, out)
-    rows = []
-    for name in names:
-        runs = []
-        for seed, config in enumerate(configs[name]):
-            workdir = out / name / str(seed)
-            runs.append((train(config, workdir), read(workdir / "metrics.jsonl")))
-        key = f"train/{task.unit}s_per_second"
-        speeds = [row[key] for _, log in runs for row in log if key in row]
-        rows.append(
-            Row(
-                name,
-                [result[task.best.key] for result, _ in runs],
-                [result["eval/loss"] for result, _ in runs],
-                statistics.median(speeds) if speeds else math.nan,
-            )
-        )
-        _write(task, rows, out)
-    _print(task, rows, seeds)
-    print(f"wrote {' and '.join(str(out / file) for file in _files(task))}")
-    return rows
+    comparison = Comparison(Plan(config_file, names, seeds, out, overrides, **options))
+    comparison.check()
+    league = comparison.run()
+    if league.entries:
+        show(league, out)
+    entries = comparison.entries.values()
+    runs.complain((e.name, seed, wrong) for e in entries for seed, wrong in e.failed.items())
+    return league.entries
 
 
-def _checked_names(task: Task, names: list[str] | None) -> list[str]:
-    """Returns the names of the rows, each known and there once."""
-    if names is None:
-        return [*(n for n, router in ROUTERS.items() if router.causal or not task.causal), DENSE]
-    for name in names:
-        if name not in ROUTERS and name != DENSE:
-            raise UsageError(
-                f"--routers: {name!r} is unknown; expected {', '.join(ROUTERS)}, dense"
-            )
-        if names.count(name) > 1:
-            raise UsageError(f"--routers: {name!r} is named twice; name each row once")
-    return names
+def merge(folders: Sequence[pathlib.Path], out: pathlib.Path, baseline: str = "") -> list[Entry]:
+    """Makes one comparison of the tables of several; prints and writes it.
+
+    Raises:
+      UsageError: they do not belong together, or the result cannot be written.
+    """
+    league = stored.merge(folders, baseline)
+    for file in files_of(league.learns, out):
+        outputs.check(file)
+    show(league, out)
+    return league.entries
 
 
-def _row_configs(file: str, overrides: dict[str, str], name: str, seeds: int) -> list[ConfigDict]:
-    """Returns the config of each seed of a row."""
-    choice = {"moe.dense": "true"} if name == DENSE else {"router.name": name}
-    settings = overrides | choice
-    return [cli.load_config(file, settings | {"seed": str(seed)}) for seed in range(seeds)]
+class Comparison:
+    """Makes a plan come true, from what is there of it already."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.entries = {row.name: plan.entry(row) for row in plan.rows}
+        self._data, self._parameters = "", {}  # what is looked up once, and kept in table.json
+        with contextlib.suppress(UsageError):  # a damaged table is written anew
+            if before := stored.read(plan.out):
+                self._data = before.data
+                self._parameters = {entry.folder: entry.parameters for entry in before.entries}
+
+    def check(self) -> None:
+        """Raises UsageError if a run could not be trained, or the results not be written."""
+        plan = self.plan
+        for file in files_of(plan.task, plan.out):
+            outputs.check(file)
+        if plan.jobs > 1:  # this process only looks: its children need the accelerator's memory
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        for row in plan.rows:
+            if plan.choices:
+                jobs = [job for _, several in plan.tuning_jobs(row) for job in several]
+            else:
+                jobs = [plan.job(row, seed) for seed in plan.seeds]
+            if jobs := missing(jobs):
+                self._check_row(row, jobs)
+
+    def _check_row(self, row: Row, jobs: Sequence[Job]) -> None:
+        task, first, reported = self.plan.task, jobs[0].config, self.plan.job(row, 0).config
+        run = set_up(first, task.open(first, first.data.train_split))
+        if not self.plan.choices:
+            self._parameters[row.folder] = count_parameters(run.params)
+        for job in jobs:
+            workdirs.check_place(job.workdir)
+        for tested in (first, reported):
+            source = task.open(tested, tested.data.eval_split)
+        self._data = self._data or source.fingerprint
+
+    def run(self) -> League:
+        """Trains what is missing, writes the tables after every run; returns the comparison."""
+        plan = self.plan
+        rows = self._tune() if plan.choices else {row.name: row for row in plan.rows}
+        # Seed by seed, so that the table of a comparison that was ended early has pairs.
+        named = [(name, row, seed) for seed in plan.seeds for name, row in rows.items()]
+        jobs = [plan.job(row, seed)._replace(row=name) for name, row, seed in named]
+        for job in jobs:
+            self._note(job)
+        left = missing(jobs)
+        if left and len(left) < len(jobs):
+            say(f"{len(jobs) - len(left)} of {len(jobs)} runs are complete")
+
+        def done(job: Job, wrong: str) -> None:
+            if wrong:
+                self.entries[job.row].failed[job.seed] = wrong
+            else:
+                self._note(job)
+            write_tables(self._league(), plan.out)
+
+        self._train(left, plan.out / runs.LOGS, done)
+        return self._league()
+
+    def _tune(self) -> dict[str, Row]:
+        """Chooses the settings of each row; returns the rows with them, but those that failed."""
+        plan, wrong = self.plan, {}
+        plans = {row.name: plan.tuning_jobs(row) for row in plan.rows}
+        # A run that chooses is named by its row's folder, which says the settings, too.
+        jobs = missing([job for several in plans.values() for _, some in several for job in some])
+        logs = plan.out / runs.LOGS / runs.TUNING
+        self._train(jobs, logs, lambda job, said: wrong.update({job.row: said} if said else {}))
+        told, rows = {}, {}
+        for row in plan.rows:
+            entry, scores = self.entries[row.name], []
+            for choice, some in plans[row.name]:
+                scores.append((choice, [_value(job) for job in some]))
+            told[row.name] = [{"settings": c, "validation": values} for c, values in scores]
+            try:
+                choice = tuning.choose(scores, plan.task.best)
+            except UsageError as error:
+                names = {job.row for _, some in plans[row.name] for job in some}
+                said = "; ".join(wrong[name] for name in names & wrong.keys())
+                entry.failed[plan.seeds[0]] = f"tuning: {error} ({said})"
+                continue
+            chosen = rows[row.name] = plan.chosen(row, choice)
+            entry.tuned = {key: chosen.settings[key] for key in choice}
+            entry.folder, entry.own = chosen.folder, [*entry.own, *choice]
+        outputs.write_json(plan.out / "tuning.json", told)
+        return rows
+
+    def _train(
+        self, jobs: Sequence[Job], logs: pathlib.Path, done: Callable[[Job, str], None]
+    ) -> None:
+        if self.plan.jobs > 1 and jobs:
+            runs.run_side_by_side(jobs, self.plan.jobs, logs, done)
+        else:
+            runs.run_here(jobs, train, done)
+
+    def _note(self, job: Job) -> None:
+        """Puts the job's result, if there is one, into its row's entry."""
+        entry = self.entries[job.row]
+        if (found := results.find(job.config, job.workdir)) is None:
+            return
+        others = [result for result in entry.results if result.seed != job.seed]
+        entry.results = sorted([*others, found], key=lambda result: result.seed)
+        if not entry.settings:
+            saved = workdirs.saved_config(job.workdir)
+            entry.settings = results.settings(saved)
+            entry.parameters = self._parameters.get(entry.folder) or _parameters(saved)
+
+    def _league(self) -> League:
+        """Returns the rows that have a result."""
+        entries = [entry for entry in self.entries.values() if entry.results]
+        return League(self.plan.keys["task"], self.plan.baseline, self._data, entries)
 
 
-def _files(task: Task) -> tuple[str, str]:
-    return "table.csv", f"{task.best.name}.png"
+def missing(jobs: Sequence[Job]) -> list[Job]:
+    """Returns the jobs that are not complete."""
+    return [job for job in jobs if results.find(job.config, job.workdir) is None]
 
 
-def _check(task: Task, configs: dict[str, list[ConfigDict]], out: pathlib.Path) -> None:
-    """Raises UsageError if a row could not be trained, or the results not be written."""
-    for file in _files(task):
-        outputs.check(out / file)
-    for name, seeds in configs.items():
-        run = set_up(seeds[0], task.open(seeds[0], seeds[0].data.train_split))
-        for seed in range(len(seeds)):
-            filled = ConfigDict(run.config.to_dict() | {"seed": seed})
-            workdirs.check_place(out / name / str(seed))
-            workdirs.check_config(filled, out / name / str(seed))
+def _value(job: Job) -> float | None:
+    found = results.find(job.config, job.workdir)
+    return None if found is None else found.value
 
 
-def _print(task: Task, rows: list[Row], seeds: int) -> None:
-    best = task.best
-    table = Table("router", f"test {best.title} ({seeds} seeds)", "test loss", f"{task.unit}s/s")
-    for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.mean:{best.form}} ± {row.deviation:{best.form}}",
-            f"{statistics.mean(row.losses):.4f}",
-            f"{row.rate:,.0f}",
-        )
-    Console(highlight=False).print(table)
-
-
-def _write(task: Task, rows: list[Row], out: pathlib.Path) -> None:
-    table, picture = _files(task)
-    lines = [["router", "seed", task.best.name, "loss", f"{task.unit}s_per_second"]]
-    for row in rows:
-        for seed, (value, loss) in enumerate(zip(row.values, row.losses, strict=True)):
-            lines.append([row.name, seed, value, loss, row.rate])
-
-    def save(path: pathlib.Path) -> None:
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows(lines)
-
-    outputs.write(out / table, save)
-    figure, axis = plt.subplots(figsize=(6, 0.5 + 0.45 * len(rows)))
-    for i, row in enumerate(rows):
-        axis.scatter(row.values, [i] * len(row.values), color="tab:blue", alpha=0.5)
-        axis.errorbar(row.mean, i, xerr=row.deviation, fmt="D", color="black", capsize=4)
-    axis.set_yticks(range(len(rows)), [row.name for row in rows])
-    axis.invert_yaxis()
-    axis.set_xlabel(f"test {task.best.title}: each seed, mean and standard deviation")
-    axis.grid(axis="x", alpha=0.3)
-    save = functools.partial(figure.savefig, dpi=130, bbox_inches="tight")
-    outputs.write(out / picture, save)
-    plt.close(figure)
+def _parameters(config: ConfigDict) -> int | None:
+    """Counts a run's parameters; None where its mesh does not fit the devices at hand."""
+    try:
+        return count_parameters(set_up(config).params)
+    except UsageError:
+        return None

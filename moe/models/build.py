@@ -8,9 +8,12 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from moe.errors import UsageError
+from moe.nn.draws import aside
 from moe.nn.layer import MoE
 from moe.nn.mlp import Mlp
 from routers import ROUTERS
+
+KEYS = 3  # that a layer of experts draws for its parameters: the router's, and two kernels
 
 
 def feed_forward(
@@ -37,7 +40,8 @@ def feed_forward(
         if number not in layers:
             return Mlp(width, mlp_dim, exact=exact, dtype=dtype, rngs=rngs)
         if moe.dense:
-            return Mlp(width, dense_dim, exact=exact, dtype=dtype, rngs=rngs)
+            own = aside(rngs, KEYS)  # the block's other parameters are those of a sparse model
+            return Mlp(width, dense_dim, exact=exact, dtype=dtype, rngs=own)
         return MoE(
             width,
             moe.expert_dim or mlp_dim,

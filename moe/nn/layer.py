@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.nn.dispatch import DISPATCHES, Limits, slots_per_expert, unbound
+from moe.nn.draws import aside
 from moe.nn.experts import Experts
 from moe.nn.mlp import Mlp
 from routers import Router, Tokens
@@ -81,7 +82,8 @@ class MoE(nnx.Module):
             Limits(slots_per_expert(group, k, num_experts, factor), rows, dropless_receive, causal)
             for factor in (capacity_factor, eval_capacity_factor)
         )
-        self.router = router(dim, num_experts, self.limits.capacity, rngs=rngs, **settings)
+        own = aside(rngs, 1)  # routers draw as they like: the experts begin equal under all
+        self.router = router(dim, num_experts, self.limits.capacity, rngs=own, **settings)
         kind = {"gated": gated, "bias": bias, "exact": exact, "out_scale": out_scale}
         kind |= {"dtype": dtype, "rngs": rngs}
         self.experts = Experts(num_experts, dim, hidden, dropout=dropout, **kind)

@@ -126,8 +126,14 @@ GENERATE = {
     ),
 }
 COMPARE = {
-    "--routers": "|topk,topk|x|topk,|dense,dense|,|all,topk",
-    "--seeds": "0|-1|x|1.5|1000000000||99999999999999999999",
+    "--routers": (
+        "|topk,topk|x|topk,|dense,dense|,|all,topk|topk:|topk:k|topk:k=0|topk:x=1|topk:seed=1"
+    ),
+    "--seeds": "0|-1|x|1.5|1000000000||99999999999999999999|2-1",
+    "--baseline": "x|dense|all",
+    "--jobs": "0|-1|x|",
+    "--tune": "|x|x:1,2|learning_rate:1|learning_rate:1,-1|k:1,2",
+    "--merge": "|nowhere|{cwd}",
     "--config": "nowhere.py|{files}/none.py",
     "--out": (
         "|gs://x/y|{files}/text.txt|{files}/text.txt/x|{long}|~no_such_user/x|/dev/null|/proc/x"

@@ -29,15 +29,26 @@ def trained(monkeypatch):
 
     def train(config, workdir):
         trained.append(config)
-        number, task = len(trained), task_of(config)
-        workdir.mkdir(parents=True)
-        speeds = {f"train/{task.unit}s_per_second": float(number)} if config.num_steps > 1 else {}
-        rows = [{"step": 1, "train/skipped": 1.0} | speeds, {"step": 2, task.best.key: 0.5}]
-        (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return {task.best.key: number / 10, "eval/loss": 1.0 / number}
+        number, task, last = len(trained), task_of(config), config.num_steps
+        speeds = {f"train/{task.unit}s_per_second": float(number)} if last > 1 else {}
+        rows = [{"step": last, "train/skipped": 0.0} | speeds]
+        rows += [{"step": last, task.best.key: number / 10, "eval/loss": 1.0 / number}]
+        write_run(config, workdir, rows)
 
     monkeypatch.setattr(comparison, "train", train)
     return trained
+
+
+SIZES = {"image_size": 8, "channels": 1, "num_classes": 10}
+
+
+def write_run(config, workdir, rows) -> None:
+    """Leaves the files of a complete run."""
+    config = config.copy_and_resolve_references()
+    config.data.update(SIZES if config.task == "images" else {"vocabulary": 257})
+    workdir.mkdir(parents=True)
+    (workdir / "config.json").write_text(configs.to_json(config))
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def test_a_table_of_rows_and_seeds(arguments, trained, tmp_path, capsys):
@@ -52,37 +63,42 @@ def test_a_table_of_rows_and_seeds(arguments, trained, tmp_path, capsys):
         ]
     )
     chosen = [(config.router.name, config.moe.dense, config.seed) for config in trained]
-    assert chosen[:2] == [("topk", False, 0), ("topk", False, 1)]
-    assert [row[1:] for row in chosen[2:]] == [(True, 0), (True, 1)]
+    assert chosen[::2] == [("topk", False, 0), ("topk", False, 1)]
+    assert [row[1:] for row in chosen[1::2]] == [(True, 0), (True, 1)]
     assert all(config.router.topk.k == 1 for config in trained)
     lines = list(csv.reader((out / "table.csv").open()))
-    assert lines == [
+    assert [line[:5] for line in lines] == [
         ["router", "seed", "accuracy", "loss", "images_per_second"],
-        ["topk", "0", "0.1", "1.0", "1.5"],
-        ["topk", "1", "0.2", "0.5", "1.5"],
-        ["dense", "0", "0.3", str(1 / 3), "3.5"],
-        ["dense", "1", "0.4", "0.25", "3.5"],
+        ["topk", "0", "0.1", "1.0", "2.0"],
+        ["topk", "1", "0.3", str(1 / 3), "2.0"],
+        ["dense", "0", "0.2", "0.5", "3.0"],
+        ["dense", "1", "0.4", "0.25", "3.0"],
     ]
-    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
-    assert "35.00% ± 7.07%" in capsys.readouterr().out
+    for name in ("accuracy.png", "curves.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    assert "30.00% ± 14.14%" in capsys.readouterr().out
 
 
 def test_runs_of_one_step_have_no_speed(arguments, trained, tmp_path):
     argv = [*arguments, "--routers=topk", "--seeds=1", f"--out={tmp_path}", "--config.num_steps=1"]
     compare_script.main([*argv, "--config.optimizer.warmup_steps=0"])
-    assert list(csv.reader((tmp_path / "table.csv").open()))[1][-1] == "nan"
+    assert list(csv.reader((tmp_path / "table.csv").open()))[1][4] == "nan"
 
 
 def test_all_of_a_text_are_those_that_do_not_look_ahead(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(comparison, "_check", lambda *_: None)
-    rows = comparison.compare("configs/stdlib.py", None, 1, tmp_path / "out", {})
-    assert [row.name for row in rows] == ["topk", "sparse_topk", "dense"]
+    monkeypatch.setattr(comparison.Comparison, "check", lambda _: None)
+    monkeypatch.setattr(comparison, "_parameters", lambda _: None)
+    rows = comparison.compare("configs/stdlib.py", None, range(1), tmp_path / "out", {})
+    names = [row.name for row in rows]
+    assert {"topk", "sparse_topk"} < {*names} and names[-1] == "dense"
+    assert not {"expert_choice", "sparse_expert_choice", "soft_moe"} & {*names}
     assert "bits per byte" in capsys.readouterr().out
     assert (tmp_path / "out" / "bits_per_byte.png").is_file()
 
 
 def test_a_router_of_the_config_file_is_a_row(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "_check", lambda *_: None)
+    monkeypatch.setattr(comparison.Comparison, "check", lambda _: None)
+    monkeypatch.setattr(comparison, "_parameters", lambda _: None)
     known = dict(ROUTERS)
     file = tmp_path / "own.py"
     file.write_text(
@@ -91,7 +107,7 @@ def test_a_router_of_the_config_file_is_a_row(trained, tmp_path, monkeypatch):
         "ROUTERS['own'] = ROUTERS['topk']\n"
     )
     try:
-        rows = comparison.compare(str(file), None, 1, tmp_path / "out", {})
+        rows = comparison.compare(str(file), None, range(1), tmp_path / "out", {})
     finally:
         del ROUTERS["own"]
     assert known == ROUTERS and [row.name for row in rows] == [*known, "own", "dense"]
@@ -100,9 +116,28 @@ def test_a_router_of_the_config_file_is_a_row(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--routers=topk,topp", "--routers: 'topp' is unknown; expected topk"),
-        ("--routers=", "--routers: '' is unknown"),
-        ("--routers=topk,dense,topk", "--routers: 'topk' is named twice"),
+        ("--routers=topk,topp", "--rows: 'topp' is unknown; expected topk"),
+        ("--routers=", "--rows: '' is unknown"),
+        ("--routers=topk,dense,topk", "--rows: 'topk' is named twice"),
+        ("--routers=topk:k=1,topk:k=01", "--rows: 'topk:k=1' is named twice"),
+        ("--routers=topk:p=2", "--rows: topk: 'p' is no setting"),
+        ("--routers=topk:k", "--rows: 'k' of 'topk:k': expected KEY=VALUE"),
+        ("--routers=topk:k=x", "--config.router.topk.k='x' is not of type int"),
+        ("--routers=topk:k=1:k=2", "sets router.topk.k twice"),
+        ("--routers=topk:data.name=x", "data.name cannot differ between rows"),
+        ("--routers=dense:router.soft_moe.k=1", "is a setting of another router"),
+        ("--routers=topk:every=1", "may be checkpoint.every or eval.every or log.every"),
+        ("--baseline=dense", "--baseline=dense is none of the rows topk, expert_choice"),
+        ("--baseline=all", "--baseline=all is none of the rows"),
+        ("--jobs=0", "--jobs=0 must be from 1 to 256"),
+        ("--seeds=2-1", "--seeds=2-1: expected a number of seeds, or FIRST-LAST"),
+        ("--tune=learning_rat:1,2", "'learning_rat' is no setting; did you mean learning_rate"),
+        ("--tune=learning_rate:1", "expected each key once, with different values"),
+        ("--tune=learning_rate:1,x", "--config.optimizer.learning_rate='x' is not of type"),
+        ("--tune=router.topk.k:1,2", "router.topk.k is of one router"),
+        ("--validation=train", "--validation is the split that --tune"),
+        ("--merge=nowhere", "--merge reads tables alone: leave --config out"),
+        ("--rows=topk", "not allowed with argument --routers"),
         ("--seeds=0", "--seeds=0 must be from 1 to 1000"),
         ("--config.moe.dense=True", "--config.moe.dense: the rows of a comparison set it"),
         ("--config.router.name=soft_moe", "use --routers=NAME,NAME"),
@@ -145,5 +180,5 @@ def test_files_in_the_way_of_the_results(name, trained, tmp_path):
     else:
         (out / name).mkdir(parents=True)
     with pytest.raises(UsageError, match=r"cannot write .*move it away"):
-        comparison.compare("configs/digits.py", ["topk"], 1, out, {})
+        comparison.compare("configs/digits.py", ["topk"], range(1), out, {})
     assert not trained
