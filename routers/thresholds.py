@@ -80,12 +80,13 @@ class SparseThreshold(ExpertThreshold, Annealed):
     m_te = clip((logit_te - theta_e)/lam, 0, 1)^(q-1), weights m * softmax(logits): the mask of
     Sander et al. 2023 along the tokens (`sparse_expert_choice`) with the running mean of the roots
     theta_e of earlier batches, sum_t m_te = (K/E) tokens, in place of the root of its own group.
-    Exactly sparse, differentiable in which tokens are taken, balanced by its memory. A token that
-    an expert takes in part counts as chosen: the experts per token are above K where scores are
-    closer than `strength`, and tend to K as it falls.
+    Exactly sparse, differentiable in which tokens are taken, balanced by its memory.
 
     Settings:
-      k: sum of a token's mask, on average.
+      k: sum of a token's mask, on average. Where scores are closer than `strength` a token has more
+        experts than that, some in part.
+      by_number: True holds the number of a token's experts at k instead, so that the work is that
+        of other routers with this k; theta_e then is the k-th largest score, as `expert_threshold`.
       p, strength: of the operator; final_strength as for `sparse_topk`.
       decay: of the running mean.
       z: weight of the z-loss.
@@ -103,12 +104,13 @@ class SparseThreshold(ExpertThreshold, Annealed):
         p: Annotated[float, "(1, 100]"] = 2.0,
         strength: Annotated[float, "[1e-6, 1e6]"] = 0.5,
         final_strength: Annotated[float, "0 or [1e-6, 1e6]"] = 0.0,
+        by_number: bool = False,
         decay: Annotated[float, "[0, 0.999999]"] = 0.9,
         z: Annotated[float, "[0, 1e3]"] = 0.0,
         rngs: nnx.Rngs,
     ):
         super().__init__(dim, num_experts, capacity, k=k, decay=decay, z=z, rngs=rngs)
-        self.p = p
+        self.p, self.by_number = p, by_number
         self.set_strength(strength, final_strength)
 
     def __call__(self, x_GTD, *, mask=None, key=None) -> Routing:
@@ -131,6 +133,8 @@ class SparseThreshold(ExpertThreshold, Annealed):
         return Annealed.advance(self, super().advance(state, statistics, progress), None, progress)
 
     def _solve(self, state, counts, share):
+        if self.by_number:
+            return super()._solve(state, counts, share)
         strength = state["now"] if self.last else self.first
         mask = lambda above: self._mask(above, strength)  # noqa: E731
         return histogram.threshold(counts, share, LOW, HIGH, mask)

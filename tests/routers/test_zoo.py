@@ -148,6 +148,14 @@ def test_sparse_threshold_is_the_papers_router_at_its_own_threshold(p):
     assert jnp.isfinite(slope).all() and jnp.abs(slope).max() > 0
 
 
+def test_sparse_threshold_may_hold_the_number_of_experts():
+    settings = {"by_number": True, "strength": 2.0}
+    _, routing = learned(build("sparse_threshold", **settings), change="calibrate")
+    assert abs(float((routing.weights > 0).sum(-1).mean()) - K) < 0.05 * K
+    _, routing = learned(build("sparse_threshold", strength=2.0), change="calibrate")
+    assert float((routing.weights > 0).sum(-1).mean()) > 1.3 * K
+
+
 @pytest.mark.parametrize("name", ["sparse_topk", "sparse_expert_choice", "sparse_threshold"])
 def test_a_strength_follows_its_schedule(name):
     router = build(name, strength=2.0, final_strength=0.02)
