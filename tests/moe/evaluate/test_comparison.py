@@ -140,7 +140,7 @@ def test_a_router_of_the_config_file_is_a_row(trained, tmp_path, monkeypatch):
         ("--rows=topk", "not allowed with argument --routers"),
         ("--seeds=0", "--seeds=0 must be from 1 to 1000"),
         ("--config.moe.dense=True", "--config.moe.dense: the rows of a comparison set it"),
-        ("--config.router.name=soft_moe", "use --routers=NAME,NAME"),
+        ("--config.router.name=soft_moe", "use --rows=NAME,NAME"),
         ("--config.seed=3", "use --seeds=N for the seeds 0 to N-1"),
         (
             "--config.router.expert_choice.k=9",
