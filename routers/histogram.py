@@ -57,7 +57,7 @@ def threshold(counts, k, low: float, high: float, mask):
         def halve(_, bounds):
             below, above = bounds
             middle = (below + above) / 2
-            total = (counts * mask(grid - middle[:, None])).sum(-1)
+            total = (counts * mask(grid[None] - middle[:, None])).sum(-1)
             return jnp.where(total > k, middle, below), jnp.where(total > k, above, middle)
 
         ends = jnp.full(len(counts), low - width), jnp.full(len(counts), high)

@@ -12,7 +12,6 @@ KINDS = (
     "sparse_expert_choice",  # chosen along the tokens
     "soft_moe",  # mixtures of tokens
     "sparse_threshold",  # remembers
-    "sparse_budget",  # shares among layers
     "hash",  # reads tokens, and has no parameter
 )
 # Their choices bound the rows of a group by K per token.

@@ -222,6 +222,7 @@ def league(data_dir, tmp_path):
     return ["--config=configs/digits.py", *overrides, rows, "--seeds=2", f"--out={tmp_path}"]
 
 
+@pytest.mark.slow
 def test_a_league_is_trained_once_and_then_read(league, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         real = comparison.train

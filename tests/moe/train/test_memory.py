@@ -71,18 +71,18 @@ def after(config, steps, devices=None):
 @pytest.mark.parametrize("name", each(REMEMBER))
 def test_is_the_same_on_every_mesh_in_micro_batches_and_in_loops(name, tiny):
     one = jax.devices()[:1]
-    steps = 20 if name not in QUICK else 6
+    steps = 20 if name not in QUICK else 5
     start, plain = (after(configured(tiny, name), n, one) for n in (0, steps))
     assert len({number for number, _ in plain}) == 2
     learns = name not in ("hash", "random")  # which only keep their salt
     assert learns == any((plain[key] != start[key]).any() for key in plain)
-    others = {
-        "loop": (configured(tiny, name, **{"model.scan": "true", "model.remat": "full"}), one),
-        "parts": (configured(tiny, name, **{"optimizer.accumulate": "4"}), one),
-        "mesh": (configured(tiny, name, **{"mesh.expert": "2"}), jax.devices()[:4]),
-    }
-    for layout, (config, devices) in others.items():
-        other = after(config, steps, devices)
+    loop, parts = {"model.scan": "true", "model.remat": "full"}, {"optimizer.accumulate": "4"}
+    others = {"all": loop | parts | {"mesh.expert": "2"}}
+    if name not in QUICK:
+        others |= {"loop": loop, "parts": parts, "mesh": {"mesh.expert": "2"}}
+    for layout, settings in others.items():
+        devices = jax.devices()[:4] if "mesh.expert" in settings else one
+        other = after(configured(tiny, name, **settings), steps, devices)
         assert other.keys() == plain.keys()
         for key in plain:
             message = f"{layout} {key}"
@@ -102,7 +102,8 @@ def test_a_refused_step_leaves_it_as_it_was(name, tiny):
         np.testing.assert_array_equal(before, now)
 
 
-@pytest.mark.parametrize("name", each(REMEMBER))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REMEMBER)
 def test_a_run_goes_on_with_it_to_the_bit_and_evaluation_leaves_it(name, tiny, tmp_path):
     settings = {"num_steps": "8", "checkpoint.every": "3", "checkpoint.keep": "9"}
     settings |= {"eval.every": "4", "optimizer.ema_decay": "0.9"}
@@ -135,6 +136,7 @@ def saved(workdir):
     return {key: np.asarray(value) for key, value in named(state).items()}
 
 
+@pytest.mark.slow
 def test_a_run_from_another_takes_what_the_same_router_remembers(tiny, tmp_path):
     settings = {"num_steps": "4", "optimizer.warmup_steps": "0"}
     train(configured(tiny, "loss_free", **settings), tmp_path / "first")

@@ -59,7 +59,7 @@ def single(data_dir):
 
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
-CASES = [("sparse_expert_choice", (2, 2, 2)), ("topk", (1, 2, 2, 2))]
+CASES = [slow("sparse_expert_choice", (2, 2, 2)), ("topk", (1, 2, 2, 2))]
 CASES += [slow("topk", factors) for factors in FACTORS]
 CASES += [slow(router, (2, 2, 2)) for router in ROUTERS if "topk" in router or "soft" in router]
 CASES += [slow("topk", (1, 2, 1, 4)), slow("expert_choice", (1, 1, 8))]

@@ -112,6 +112,7 @@ def test_what_is_a_matrix(tiny, tiny_text):
         assert parents[False] <= {"router", "head", "embed"}
 
 
+@pytest.mark.slow
 def test_scanned_or_not_is_the_same_step(tiny_text):
     def after(scan):
         config = tiny_text(
