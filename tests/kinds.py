@@ -19,6 +19,6 @@ FIXED_K = ("topk", "loss_free", "quantile", "exactly_k", "hash", "random")
 CONTROLS = ("hash", "random")  # have nothing to learn
 
 
-def each_kind(names):
-    """Returns the names as parameters of a test, those of no kind of their own as slow ones."""
-    return [n if n in KINDS else pytest.param(n, marks=pytest.mark.slow) for n in names]
+def each_kind(names, quick=KINDS):
+    """Returns the names as parameters of a test, all but the quick ones as slow."""
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]

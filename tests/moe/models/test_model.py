@@ -54,7 +54,7 @@ def test_moe_layers_that_do_not_exist(spec):
 
 
 @pytest.mark.parametrize("name", each_kind(ROUTERS))
-@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("pool", ["cls", pytest.param("mean", marks=pytest.mark.slow)])
 def test_gradients_reach_every_parameter(name, pool, tiny, images):
     model = build_model(sized(tiny(router__name=name, model__pool=pool)), nnx.Rngs(0))
     graphdef, params, memory = split(model)
@@ -74,7 +74,7 @@ def test_gradients_reach_every_parameter(name, pool, tiny, images):
 
 
 @pytest.mark.parametrize("name", each_kind(ROUTERS))
-@pytest.mark.parametrize("group_size", [1, 4])
+@pytest.mark.parametrize("group_size", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_padding_changes_nothing(name, group_size, tiny, images):
     config = sized(tiny(router__name=name, moe__group_size=str(group_size)))
     model = build_model(config, nnx.Rngs(0))
