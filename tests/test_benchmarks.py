@@ -1,6 +1,7 @@
 """The benchmarks, on inputs too small to time anything."""
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from benchmarks import (
     __main__,
     accelerator,
     accuracy,
+    exactly_k,
     memory,
     moe_layer,
     regression,
@@ -104,3 +106,12 @@ def test_both_trainers_make_the_same_model_of_the_same_weights(monkeypatch):
         for row in installed:  # a machine without a C++ compiler has no torch.compile
             assert "another loss" not in row["status"]
             assert "ms" not in row or row.get("equal", 1) == 1
+
+
+def test_marginals_that_times_are_held_to_are_those_of_all_sets():
+    x = np.random.default_rng(1).standard_normal((2, 6))
+    sets = np.array(list(itertools.combinations(range(6), 3)))
+    weight = np.exp(x[:, sets].sum(-1))
+    has = (sets[:, :, None] == np.arange(6)).any(1)
+    right = weight @ has / weight.sum(-1, keepdims=True)
+    np.testing.assert_allclose(exactly_k.marginals(x, 3), right, rtol=1e-12)

@@ -18,6 +18,9 @@ from moe.nn.grouped import each_group, filled, grouped_rows, outer, times, zeros
 from moe.nn.mlp import activate
 
 BLOCKS = (128, 32)  # rows: fewer starve a product, more waste the last block of an expert
+# So few rows, as in decoding, cost an expert less than a copy of its parameters does: where there
+# are two for each expert, so that most are chosen, all rows pass every expert as it lies.
+FEW = 32
 
 
 class Parameters(NamedTuple):
@@ -45,6 +48,8 @@ def mlp_rows(x_ND, parameters: Parameters, sizes_E, exact: bool = False):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rows(exact: bool, x_ND, parameters: Parameters, sizes_E):
     blocks = functools.partial(_forward_by_blocks, exact, False)
+    if 2 * len(sizes_E) <= len(x_ND) <= FEW:
+        blocks = functools.partial(_forward_by_all, exact)
     whole = lambda *args: _forward(exact, *args)[:1]  # noqa: E731
     return lax.platform_dependent(x_ND, parameters, sizes_E, cpu=blocks, default=whole)[0]
 
@@ -119,6 +124,19 @@ def _forward_by_blocks(exact, keep: bool, x_ND, parameters: Parameters, sizes_E)
 
     out = [zeros((len(x_ND), width), x_ND) for width in widths]
     return tuple(_over_experts(parameters, sizes_E, group, None, out)[1])
+
+
+def _forward_by_all(exact, x_ND, parameters: Parameters, sizes_E):
+    """Does as `_forward`, for the result alone: each row passes every expert, its own counts."""
+
+    def network(own: Parameters, x):
+        return _linear(activate(*_hidden(own, x), exact=exact), own.narrow, own.bias_narrow)
+
+    x_END = jnp.broadcast_to(x_ND, (len(sizes_E), *x_ND.shape))  # batched: no kernel is transposed
+    y_END = jax.vmap(network)(parameters, x_END)
+    ends_E1, row_N = jnp.cumsum(sizes_E)[:, None], jnp.arange(len(x_ND))
+    own_EN = (ends_E1 - sizes_E[:, None] <= row_N) & (row_N < ends_E1)
+    return (jnp.where(own_EN[..., None], y_END, 0).sum(0),)
 
 
 def _backward_by_blocks(exact, x_ND, parameters: Parameters, sizes_E, hidden, g_ND):
