@@ -25,7 +25,8 @@ PLAIN = {"router.topk.noise": "0", "router.topk.load": "0"}
 for name in ("topk", "sparse_topk", "sparse_budget", "lapsum_budget", "exactly_k"):
     PLAIN[f"router.{name}.importance"] = "0"
 PLAIN |= {"router.top_p.balance": "0", "router.threshold.sparsity": "0"}
-DEEP = {"model.depth": "4", "moe.layers": "every-2", "optimizer.learning_rate": "0.01"}
+# Small steps: with ten times as large ones 20 of them carry roundings of the parameters past 1e-6.
+DEEP = {"model.depth": "4", "moe.layers": "every-2", "optimizer.learning_rate": "0.001"}
 
 
 def remembers(name, settings=ANNEALED):
