@@ -19,6 +19,7 @@ from moe.ranges import COUNT, RATE, SIZE, Key, fit, keyword_settings
 from moe.tasks import TASKS
 from moe.train.optimizer import DIRECTIONS, SCHEDULES, warmup_steps
 from routers import ROUTERS
+from routers.compression import METHODS
 
 # A run may go on with other values of these keys, and of all keys inside these sections: they
 # change none of its numbers. (Any mesh computes the same up to rounding, to the bit only the same
@@ -96,6 +97,13 @@ def keys(task: str = "images") -> dict[str, Key]:
             "accumulate": Key(
                 1, "[1, 1e6]"
             ),  # micro-batches per step, see `moe.train.step.make_gradient`
+            # Of gradients between shards of `data`, see `moe.train.compressed`: the share of the
+            # entries that are sent (1: off), whether what is left is made up for, and how.
+            "compress": {
+                "keep": Key(1.0, "(0, 1]"),
+                "feedback": Key(True),
+                "method": Key("ef", tuple(METHODS)),
+            },
             # 0: off; otherwise evaluation uses the averaged parameters.
             "ema_decay": Key(0.0, "[0, 0.999999]"),
         },

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-SCRIPTS = {"train", "eval", "generate", "compare", "plan"}
+SCRIPTS = {"train", "eval", "generate", "compare", "plan", "examples", "benchmarks"}
 FORBIDDEN = {
     "isotonic": {"routers", "moe", "configs", "flax", "optax"} | SCRIPTS,
     "routers": {"moe", "configs", "ml_collections"} | SCRIPTS,

@@ -165,6 +165,7 @@ def override(saved: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
         config.mesh.update(meshes.shrink(saved.mesh, devices))
     groups = len(devices) * config.moe.group_size  # no fewer than any mesh asks for
     config.optimizer.accumulate, config.batch_size = 1, groups  # it will train on no batch
+    config.optimizer.compress.keep = 1.0  # which also one device can
     config.eval.batch_size = _batch_size(saved, groups)
     if "data.name" in overrides:
         config.update_from_flattened_dict(

@@ -104,16 +104,25 @@ def _resolve(sizes: dict[str, int], count: int) -> dict[str, int]:
 
 def spec(*names: str | None) -> PartitionSpec:
     """Says where an array lies whose axes have these names."""
-    return PartitionSpec(*(RULES[name] for name in names))
+    return PartitionSpec(*(_rule(name) for name in names))
+
+
+def _rule(name: str | None) -> str | tuple[str, ...] | None:
+    """Returns the mesh axes of an axis, but for those along which the code in context is already
+    that of one shard (`moe.train.compressed`)."""
+    axes, taken = RULES[name], jax.sharding.get_abstract_mesh().manual_axes
+    if isinstance(axes, tuple):
+        return tuple(axis for axis in axes if axis not in taken)
+    return None if axes in taken else axes
 
 
 def sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
     """Says the same of an array of a shape; an axis that the mesh does not divide stays whole."""
     parts = []
     for name, size in zip(names, shape, strict=True):
-        axes = RULES[name] or ()
-        axes = (axes,) if isinstance(axes, str) else axes
-        parts.append(RULES[name] if size % math.prod(mesh.shape[a] for a in axes) == 0 else None)
+        rule = _rule(name)
+        axes = (rule,) if isinstance(rule, str) else rule or ()
+        parts.append(rule if size % math.prod(mesh.shape[a] for a in axes) == 0 else None)
     return NamedSharding(mesh, PartitionSpec(*parts))
 
 
@@ -177,6 +186,11 @@ def alike(*arrays):
 def vary_like(x, like):
     """Returns, inside `local`, x varying over the axes of `like`, as a loop's carry must."""
     return _vary(x, _varying(like))
+
+
+def examples_axes(x) -> tuple[str, ...]:
+    """Returns, inside `local`, the axes over which x has other examples on other devices."""
+    return tuple(axis for axis in EXAMPLES if axis in _varying(x))
 
 
 def _varying(x) -> frozenset[str]:

@@ -84,7 +84,7 @@ def through_experts(network: Callable, bound: int, share: int, x_GTD, kept_GTE, 
     weight_N = jnp.where(row_N < sizes_E.sum(), weight_X[entry_N], 0)
     token_N = entry_N % (groups * tokens)
     x_ND = x_GTD.reshape(-1, dim)[token_N]
-    id_N = _first_token(groups * tokens) * experts + token_N * experts
+    id_N = _first_token(x_GTD) * experts + token_N * experts
     id_N += entry_N // (groups * tokens)
     devices = mesh.axis_size("expert")
     if devices == 1:
@@ -96,11 +96,10 @@ def through_experts(network: Callable, bound: int, share: int, x_GTD, kept_GTE, 
     return y_XD.reshape(x_GTD.shape)
 
 
-def _first_token(tokens: int):
+def _first_token(x_GTD):
     """Returns the number of this device's first token among those of all devices."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return 0
-    return jax.lax.axis_index(mesh.EXAMPLES) * tokens
+    axes = mesh.examples_axes(x_GTD)
+    return jax.lax.axis_index(axes) * x_GTD.shape[0] * x_GTD.shape[1] if axes else 0
 
 
 def _abroad(network: Callable, share: int, x_ND, sizes_PL, id_N, parameters):

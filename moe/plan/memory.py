@@ -19,6 +19,7 @@ class Memory(NamedTuple):
     Attributes:
       parameters, optimizer, average, batch: by their shapes and shardings; `average` is the moving
         average of the parameters, where the config asks for it.
+      feedback: what workers keep of gradients that they send in part.
       padding: of those, to the tiles of the chip's memory.
       activations: what the backward pass reads of the forward pass, by its shapes, split like the
         examples. The compiler may choose to keep less or more.
@@ -34,6 +35,7 @@ class Memory(NamedTuple):
     average: float
     batch: float
     activations: float
+    feedback: float = 0.0
     padding: float | None = None
     temporary: float | None = None
     code: float | None = None
@@ -42,7 +44,7 @@ class Memory(NamedTuple):
 
     @property
     def state(self) -> float:
-        return self.parameters + self.optimizer + self.average
+        return self.parameters + self.optimizer + self.average + self.feedback
 
     @property
     def fits(self) -> bool | None:
@@ -73,6 +75,7 @@ def state_memory(run: Run) -> Memory:
         average=chip_bytes(state.get("ema", ())),
         batch=chip_bytes(run.abstract_batch()),
         activations=activations(run),
+        feedback=chip_bytes(state.get("compress", ())),
     )
 
 

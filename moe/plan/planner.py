@@ -14,6 +14,7 @@ from moe.models.build import count_parameters
 from moe.plan import hlo, links, memory
 from moe.plan.collectives import Collective, expert_weights_moved, find, table
 from moe.plan.compiled import Compiled, compile_step
+from moe.plan.compression import Compression, measure
 from moe.plan.memory import Memory
 from moe.plan.roofline import Roofline, roofline
 from moe.plan.topology import Topology, coordinates
@@ -28,7 +29,8 @@ class Plan:
     """Holds what is known of a training step of a config on a topology.
 
     `work` and `collectives` are empty, and `time` None, where the step did not fit; `unknown` says
-    in sentences what the other fields leave out.
+    in sentences what the other fields leave out; `compression` is None where gradients are sent
+    whole.
     """
 
     config: ConfigDict
@@ -45,6 +47,7 @@ class Plan:
     unknown_loops: list[str]
     time: Roofline | None
     unknown: list[str]
+    compression: Compression | None = None
 
     @property
     def chips(self) -> int:
@@ -97,6 +100,7 @@ def make_plan(config: ConfigDict, topology: Topology) -> Plan:
         unknown_loops=runs.unknown_loops,
         time=None,
         unknown=_unknown(topology, run),
+        compression=run.compressor and measure(run.compressor, run.config.model.dtype),
     )
     plan.time = _time(plan, run) if module.entry else None
     return plan
@@ -184,6 +188,9 @@ def to_json(plan: Plan) -> dict[str, Any]:
     total = plan.memory.total  # infinite where the compiler said no number; JSON has no word for it
     total = None if total == math.inf else total
     time = plan.time and plan.time._asdict() | {"bound": plan.time.bound}
+    compression = plan.compression
+    if compression:
+        compression = compression._asdict() | {"saves": compression.saves}
     return {
         "topology": plan.topology.name,
         "chip": dataclasses.asdict(plan.topology.chip),
@@ -214,6 +221,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         },
         "memory": plan.memory._asdict() | {"total": total, "fits": plan.memory.fits},
         "collectives": [row._asdict() for row in table(plan.collectives)],
+        "compression": compression,
         "expert_weights_moved": [f"{moved.kind} {moved.name}" for moved in plan.moved_experts],
         "unknown_loops": plan.unknown_loops,
         "program": program,

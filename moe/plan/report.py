@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moe.plan.collectives import table as collective_table
+from moe.plan.compression import Compression, verdict
 from moe.plan.planner import Plan
 
 PARTS = 8  # lines of the program that are shown
@@ -26,6 +27,8 @@ def print_plan(plan: Plan) -> None:
     console.print(f"[bold]{verdict[plan.memory.fits]}[/bold]{_margin(plan)}")
     if plan.program.text:
         console.print(_collectives(plan))
+        if plan.compression:
+            console.print(_compression(plan.compression))
         moved = plan.moved_experts
         names = ", ".join(sorted({f"{each.kind} at {each.source}" for each in moved})) or "none"
         console.print(f"expert weights moved: {names}")
@@ -93,8 +96,9 @@ def _memory(plan: Plan) -> Table:
     table = _table("\nmemory of a chip", "", "")
     memory = plan.memory._asdict()
     limit, total = memory.pop("limit"), memory.pop("total")
-    if not memory["average"]:
-        del memory["average"]
+    for name in ("average", "feedback"):
+        if not memory[name]:
+            del memory[name]
     for name, value in memory.items():
         table.add_row(name, "not known" if value is None else size(value))
     if total is not None:
@@ -124,6 +128,14 @@ def _collectives(plan: Plan) -> Table:
         table.add_row(row.kind, along, row.network, count, *moved)
     sent = sum(each.count * each.sent for each in plan.collectives)
     table.add_row("all", "", "", "", "", amount(sent, "B"))
+    return table
+
+
+def _compression(found: Compression) -> Table:
+    table = _table("\ngradients of a chip along data in a step, by their shapes", "", "")
+    table.add_row("values and places, all-gathered", amount(found.sent, "B"))
+    table.add_row("all of them, by a ring's all-reduce", amount(found.whole, "B"))
+    table.caption, table.caption_justify = f"{verdict(found)}\n", "left"
     return table
 
 

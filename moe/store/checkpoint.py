@@ -22,7 +22,7 @@ from moe import outputs
 from moe.errors import UsageError
 from moe.hosts.distributed import AgreedError, by_first, first_text
 from moe.hosts.faults import is_lost_peer
-from moe.store import stored
+from moe.store import stored, workers
 from moe.store.checksums import checksums
 from moe.tasks import Metric
 
@@ -125,7 +125,8 @@ class Checkpoints:
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Returns what `like` has of the state of `step`, with its structure, shapes and shardings.
 
-        "totals" are left out where the checkpoint has sums of other quantities.
+        "totals" are left out where the checkpoint has sums of other quantities. What workers keep
+        moves to another number of them.
 
         Raises:
           DamagedError: an array cannot be read, or has not the checksum that it was saved with.
@@ -137,7 +138,8 @@ class Checkpoints:
             # Not the manager's restore: it waits for the other processes, also for one that found
             # its part damaged and is not coming.
             for item, tree in _items(like).items():
-                arrays |= stored.read(_place(directory, item), named(tree))
+                place = _place(directory, item)
+                arrays |= stored.read(place, workers.as_saved(place, named(tree)))
             if (directory / "checksums").exists():  # the first version wrote none
                 table = self._table(step, "checksums")
                 saved = {name: table[name] for name in arrays}
@@ -148,6 +150,7 @@ class Checkpoints:
         if saved is not None and (now := checksums(arrays)) != saved:
             changed = [name for name in now if now[name] != saved[name]]
             raise DamagedError(f"{', '.join(changed[:4])} is not as it was saved, by its checksum")
+        arrays = workers.moved(arrays, named(like))
         leaves = [_without_views(arrays[name]) for name in named(like)]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 

@@ -75,9 +75,13 @@ def _causes(run: Run) -> Callable:
 
     def find(state, batch):
         memory, key = state.get("routers", {}), step_key(run.config.seed, state["step"])
-        grads, _ = gradient(state["params"], batch, key, memory)
+        kept = {name: state[name] for name in ("compress",) if name in state}
+        grads, _, *new = gradient(state["params"], batch, key, memory, *kept.values())
         updates, opt_state = run.optimizer.update(grads, state["opt_state"], state["params"])
-        new = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
+        new = dict(zip(kept, new, strict=True)) | {
+            "params": optax.apply_updates(state["params"], updates),
+            "opt_state": opt_state,
+        }
         return tuple(jax.tree.map(lambda a: jnp.isfinite(a).all(), tree) for tree in (grads, new))
 
     return find

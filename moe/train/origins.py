@@ -145,7 +145,7 @@ def _source(run: Run) -> Run:
     saved = ConfigDict(saved.to_dict())
     saved.mesh = run.config.mesh
     # It will see no batch; one must only fit the mesh.
-    saved.optimizer.accumulate = 1
+    saved.optimizer.accumulate, saved.optimizer.compress.keep = 1, 1.0
     saved.batch_size = saved.eval.batch_size = run.mesh.size * saved.moe.group_size
     return set_up(saved.lock(), devices=list(run.mesh.devices.flat))
 

@@ -21,6 +21,7 @@ from moe.hosts import mesh as meshes
 from moe.nn import memory as memories
 from moe.tasks import Task, task_of
 from moe.tasks.task import Batch, Source
+from moe.train.compressed import Compressor, Kept, make_compressor
 from moe.train.optimizer import build_optimizer, optimizer_shardings
 from moe.train.step import (
     State,
@@ -59,9 +60,17 @@ class Run:
 
     @property
     def gradient(self) -> Callable:
-        """Returns (params, batch, key, memory) -> (gradient, sums), see `step`."""
+        """Returns (params, batch, key, memory) -> (gradient, sums), see `step`; where workers keep
+        something, (params, batch, key, memory, kept) -> (gradient, sums, kept)."""
         parts, group_size = self.config.optimizer.accumulate, self.config.moe.group_size
-        return make_gradient(self._sums, self.graphdef, parts, group_size)
+        gradient = make_gradient(self._sums, self.graphdef, parts, group_size)
+        return self.compressor.gradient(gradient) if self.compressor else gradient
+
+    @functools.cached_property
+    def compressor(self) -> Compressor | None:
+        """Returns what sends parts of gradients alone; None where they are summed as they are."""
+        section = self.config.optimizer.compress
+        return make_compressor(section, self.graphdef, self.params, self.memory)
 
     @property
     def train_step(self) -> Callable:
@@ -114,6 +123,7 @@ class Run:
         state = jax.eval_shape(self._initial_state, self.params, self.memory)
         own = jax.tree.map(lambda a: a.sharding, self.params)
         known = {"params": own, "ema": own}
+        known["compress"] = jax.tree.map(lambda a: a.sharding, self._kept())
         known["opt_state"] = optimizer_shardings(self.optimizer, state["opt_state"], self.params)
 
         def place(key: str, tree):
@@ -126,7 +136,12 @@ class Run:
 
     def _initial_state(self, params, memory) -> State:
         average = self.config.optimizer.ema_decay > 0
-        return initial_state(params, memory, self.optimizer, average)
+        state = initial_state(params, memory, self.optimizer, average)
+        kept = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._kept())
+        return state | ({"compress": kept} if kept else {})
+
+    def _kept(self) -> Kept:
+        return self.compressor.kept() if self.compressor else {}
 
     @property
     def variables(self):
@@ -226,6 +241,13 @@ def _misfits(config: ConfigDict, mesh: Mesh) -> Iterator[str]:
                 f" times groups and micro-batches of {group}"
             )
     values = flatten(config)
+    compress = config.optimizer.compress
+    if compress.keep < 1 and compress.feedback and mesh.shape["data"] == 1:
+        yield (
+            f"config.optimizer.compress.keep={compress.keep} with feedback needs several shards of "
+            "the axis data, which exchange gradients, and mesh.data is 1: more devices there, or "
+            "--config.optimizer.compress.keep=1"
+        )
     missing = [f"config.{key}" for key in task_of(config).sizes if values[key] < 1]
     if missing:
         yield f"{', '.join(missing)} must be set where no data is read"

@@ -13,7 +13,8 @@ from moe import seeds
 from moe.nn.memory import Memory, join, statistics
 from moe.tasks.task import Reports
 
-# step, params, opt_state, and ema where an average is kept, routers where these remember something.
+# step, params, opt_state, and ema where an average is kept, routers where these remember something,
+# compress where workers keep what they have not sent.
 State = dict[str, Any]
 NOTHING: Memory = {}  # what routers without a memory remember
 
@@ -131,19 +132,23 @@ def make_train_step(
     step number advances all the same, so that the next one has another key.
 
     Args:
-      gradient: see `make_gradient`.
+      gradient: see `make_gradient`; of a state with "compress", that of a
+        `moe.train.compressed.Compressor`.
       advance: (params, memory, statistics, steps that are then done) -> the routers' new memory.
       ema_decay: of the average of the parameters, in states that have one.
     """
 
     def train_step(state: State, batch, halted=False):
         memory, key = state.get("routers", NOTHING), step_key(seed, state["step"])
-        grads, sums = gradient(state["params"], batch, key, memory)
+        kept = [state["compress"]] if "compress" in state else []
+        grads, sums, *kept = gradient(state["params"], batch, key, memory, *kept)
         seen = sums.pop("statistics", NOTHING)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {"params": params, "opt_state": opt_state}
+        if kept:
+            (new["compress"],) = kept
         if memory:
             new["routers"] = advance(state["params"], memory, seen, state["step"] + 1)
         # What is kept is checked, not the gradients: finite ones too can lead to an update that is

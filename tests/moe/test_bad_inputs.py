@@ -64,6 +64,7 @@ TRAIN = {
         "--config.mesh.data=-2 --config.mesh.fsdp=-2|"
         "--config.mesh.expert=8 --config.moe.num_experts=4|"
         "--config.mesh.data=2 --config.mesh.fsdp=2|"
+        "--config.mesh.data=1 --config.mesh.fsdp=-1 --config.optimizer.compress.keep=0.1|"
         "{tiny} --config.init.workdir={run} --config.init.step=999|"
         "{tiny} --workdir={run} --config.seed=1|"
         "{tiny} --workdir={run} --config.num_steps=12|"
