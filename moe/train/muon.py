@@ -11,24 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from moe.nn.matrices import matrix
+
 STEPS = 5
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: the steepest at 0 whose values stay near 1
 RMS = 0.2  # of an update's entries, as AdamW's are
-
-# How many of a kernel's last axes are a matrix's inputs, and how many its outputs, by the layer
-# that has it. Axes before these count layers and experts.
-MATRICES = dict.fromkeys(("experts", "wide", "narrow", "gate"), (1, 1))
-MATRICES |= dict.fromkeys(("query", "key", "value"), (1, 2))  # outputs: heads and their widths
-MATRICES |= {"out": (2, 1)}
-
-
-def matrix(path) -> tuple[int, int] | None:
-    """Returns the entry of `MATRICES` for the parameter at a path of the tree, None for others.
-
-    Others are embeddings, heads, routers, norms and biases.
-    """
-    names = [str(getattr(key, "key", key)) for key in path[-2:]]
-    return MATRICES.get(names[0]) if "kernel" in names[-1] else None
 
 
 def muon(momentum: float, others: optax.GradientTransformation) -> optax.GradientTransformation:
