@@ -161,9 +161,12 @@ class MagnitudeLink(PowerLink):
         return half / (1 + half / item)
 
     def _width(self, tau, lam):
-        """lam tau^(p-1) by its root: the power itself may overflow where the width does not."""
+        """lam tau^(p-1) by its root: the power itself may overflow where the width does not.
+
+        For p = 2 there is none, and twice the scores have to the bit twice the threshold.
+        """
         root = power(tau, (self.p - 1) / 2)
-        return lam * root * root, root
+        return lam * tau if self.p == 2 else lam * root * root, root
 
     def terms(self, gap, tau, lam) -> Terms:
         u, tau, width, root = self._unit(gap, tau[..., None], lam[..., None])
