@@ -18,6 +18,7 @@ def check(config: ConfigDict) -> None:
     check_ranges(config)
     task = task_of(config)
     checks = (_check_warmup, task.check, _check_layers, _check_k, _check_batches, _check_mesh)
+    checks += (_check_prune,)
     check_all(lambda check=check: check(config) for check in checks)
 
 
@@ -54,3 +55,11 @@ def _check_batches(config: ConfigDict) -> None:
 def _check_mesh(config: ConfigDict) -> None:
     if list(config.mesh.values()).count(-1) > 1:
         raise UsageError("config.mesh has -1 (all that the others leave) twice; expected it once")
+
+
+def _check_prune(config: ConfigDict) -> None:
+    if config.prune.one_shot and config.prune.straight_through:
+        raise UsageError(
+            "config.prune.one_shot=True prunes nothing while it trains, so that nothing passes "
+            "config.prune.straight_through: choose one of them"
+        )

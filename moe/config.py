@@ -6,6 +6,7 @@ have their defaults and ranges in the router's signature; both appear here by re
 docs/config.md says how a range is written and which keys may change while a run lasts.
 """
 
+import dataclasses
 import functools
 import json
 
@@ -14,8 +15,9 @@ from ml_collections import ConfigDict
 from moe.errors import UsageError, check_all
 from moe.nn.blocks import REMATS
 from moe.nn.dispatch import DISPATCHES
+from moe.nn.pruning import Pruning
 from moe.plugins import GROUP, load_routers
-from moe.ranges import COUNT, RATE, SIZE, Key, fit, keyword_settings
+from moe.ranges import COUNT, RATE, SIZE, Key, annotated, fit, keyword_settings
 from moe.tasks import TASKS
 from moe.train.optimizer import DIRECTIONS, SCHEDULES, warmup_steps
 from routers import ROUTERS
@@ -107,6 +109,7 @@ def keys(task: str = "images") -> dict[str, Key]:
             # 0: off; otherwise evaluation uses the averaged parameters.
             "ema_decay": Key(0.0, "[0, 0.999999]"),
         },
+        "prune": {f.name: annotated(f.default, f.type) for f in dataclasses.fields(Pruning)},
         # Another run whose parameters to start from, a dense one's as experts; "": none.
         "init": {"workdir": Key(""), "step": Key(-1, "-1 or [0, 2e9]")},  # -1: the newest
         # Devices along each axis of `moe.hosts.mesh`; -1: all that the others leave.

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint of a run: a table, DIR/eval.json, and pictures of the routing.
 
-permoe eval --workdir=DIR [--step=N] [--split=SPLIT] [--config.KEY=VALUE ...]
+permoe eval --workdir=DIR [--step=N] [--split=SPLIT] [--harden] [--config.KEY=VALUE ...]
 
 The model is the one that was trained, by the run's own saved config. Overrides may change what is
 measured (data.name, data.image_size, model.dtype, model.attention, moe.eval_capacity_factor,
@@ -11,6 +11,9 @@ title.
 The newest checkpoint on the config's data.eval_split is written to DIR/eval.json and DIR/pictures.
 Any other evaluation has files of its own: DIR/eval-SPLIT-STEP.json and DIR/pictures-SPLIT-STEP
 where --step or another --split is given, and -KEY=VALUE after that for what is measured.
+
+A pruned run is evaluated as it computed at that step; with --harden exactly config.prune.keep of
+each matrix stays (docs/pruning.md), which makes of any run the one-shot pruned model.
 
 A run whose config file registers a router of its own needs that file too, --config=FILE; nothing
 else is taken from it.
@@ -29,6 +32,9 @@ def main(argv) -> None:
     parser.add_argument("--workdir", required=True, help="the directory of a run")
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     parser.add_argument("--split", help="of the data set; default: config.data.eval_split")
+    parser.add_argument(
+        "--harden", action="store_true", help="keep exactly config.prune.keep of each matrix"
+    )
     parser.add_argument("--config", help="a config file, for the routers that it registers")
     cluster.add_flags(parser)
     flags, overrides = cli.parse(parser, argv)
@@ -40,4 +46,5 @@ def main(argv) -> None:
             evaluate_run,  # late: a misspelt flag should not wait for JAX
         )
 
-        evaluate_run(workdir, step=flags.step, split=flags.split, overrides=overrides)
+        asked = {"step": flags.step, "split": flags.split, "harden": flags.harden}
+        evaluate_run(workdir, overrides=overrides, **asked)

@@ -22,6 +22,7 @@ from moe.store.workdir import saved_config
 from moe.tasks import Task, task_of
 from moe.train.agreement import agree
 from moe.train.measure import evaluate, routing_table
+from moe.train.pruned import Looks
 from moe.train.run import Run, set_up
 
 # Overrides that change where an evaluation runs, and those that change what it measures. Any other
@@ -29,6 +30,7 @@ from moe.train.run import Run, set_up
 WHERE = ("data.data_dir", "eval.batch_size", *(f"mesh.{axis}" for axis in meshes.AXES))
 WHAT = ("data.name", "model.dtype", "moe.dispatch", "moe.dropless_bound", "moe.dropless_receive")
 WHAT += ("moe.eval_capacity_factor",)
+HARDENED = ("prune.keep",)  # which a hardened evaluation may change too
 
 
 class Files(NamedTuple):
@@ -41,42 +43,51 @@ class Files(NamedTuple):
 
 
 def evaluate_run(
-    workdir: pathlib.Path, *, step: int | None, split: str | None, overrides: dict[str, str]
+    workdir: pathlib.Path,
+    *,
+    step: int | None,
+    split: str | None,
+    overrides: dict[str, str],
+    harden: bool = False,
 ) -> dict[str, Any]:
     """Evaluates one checkpoint, prints its tables, writes its numbers and pictures into `workdir`.
+
+    The parameters are those that the model computed with at that step.
 
     Args:
       workdir: directory of a run.
       step: of the checkpoint; None for the newest.
       split: of the data set; None for the config's `data.eval_split`.
       overrides: config keys of `WHERE` and `WHAT`.
+      harden: whether to keep exactly `prune.keep` of each matrix, see `moe.nn.pruning`.
 
     Raises:
       UsageError: no run or no readable checkpoint there, overrides that do not fit it, or a place
         that cannot be written to.
     """
-    run, source = together(lambda: prepare(workdir, split, overrides))
-    agree(run.config, source, step=step)
+    run, source = together(lambda: prepare(workdir, split, overrides, harden=harden))
+    agree(run.config, source, step=step, **{"--harden": harden})
     newest = step is None
-    params, step, damaged = restore(workdir, run, step)
+    params, own, step, damaged = restore(workdir, run, step, harden)
     for bad in damaged:
         print(f"checkpoint {bad} is damaged; using step {step}")
     plain = newest and source.split == run.config.data.eval_split
     settings = configs.flatten(run.config)
-    changed = {key: settings[key] for key in what(run.task) if key in overrides}
-    suffix = "" if plain else f"-{source.split}-{step}"
+    changed = {key: settings[key] for key in what(run.task, harden) if key in overrides}
+    suffix = ("" if plain else f"-{source.split}-{step}") + "-hardened" * harden
     files = name_files(workdir, suffix, changed, run.task.pictures)
     shown = (files.load, files.experts, *files.pictures)
     together(lambda: [outputs.check(file) for file in (files.result, *shown)])
 
     eval_step = run.jit(run.eval_step, out_shardings=run.replicated)
     total = evaluate(eval_step, params, run.eval_batches(source), run.put)
-    values = run.task.scalars(total)
+    values = run.task.scalars(total) | own
     if total["timed"]:
         values[f"{run.task.unit}s_per_second"] = float(total["timed"] / total["seconds"])
     layers = routing_table(total)
     examples = int(total["examples"])
     changes = "".join(f", {key}={value}" for key, value in overrides.items())
+    changes += ", hardened" * harden
     title = f"{workdir}, step {step}: {source.name} {source.split}, {examples} examples{changes}"
     report.print_tables(title, values, layers)
     result = {
@@ -85,6 +96,7 @@ def evaluate_run(
         "split": source.split,
         "examples": examples,
         "overrides": overrides,
+        "hardened": harden,
         **values,
         "layers": layers,
     }
@@ -101,9 +113,9 @@ def evaluate_run(
     return result
 
 
-def what(task: Task) -> tuple[str, ...]:
+def what(task: Task, harden: bool = False) -> tuple[str, ...]:
     """Returns the keys by which an evaluation may measure something else than the run's own."""
-    return WHAT + task.overrides
+    return WHAT + task.overrides + HARDENED * harden
 
 
 def name_files(
@@ -123,15 +135,25 @@ def prepare(
     split: str | None,
     overrides: dict[str, str],
     reads_data: bool = True,
+    harden: bool = False,
 ):
     """Returns the run as it will be evaluated, and its data; reads nothing of the checkpoint.
 
     Without `reads_data` the data are None, and nobody looks for them.
+
+    Raises:
+      UsageError: no run is there, the overrides do not fit it, or it keeps all that it would
+        `harden`.
     """
     saved = saved_config(workdir)
     if saved is None:
         raise UsageError(f"{workdir} holds no run (no config.json); train one with train.py")
-    config = override(saved, overrides)
+    config = override(saved, overrides, harden)
+    if harden and config.prune.keep == 1:
+        raise UsageError(
+            "--harden keeps config.prune.keep of each matrix, which is 1 in this run: say a share, "
+            "such as --config.prune.keep=0.1"
+        )
     source = None
     if reads_data:
         source = task_of(config).open(config, config.data.eval_split if split is None else split)
@@ -140,7 +162,7 @@ def prepare(
     return run, source
 
 
-def override(saved: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
+def override(saved: ConfigDict, overrides: dict[str, str], harden: bool = False) -> ConfigDict:
     """Returns the saved config for the devices at hand, with overrides.
 
     Another data set brings its own sizes. The mesh is the run's where it fits the devices, else
@@ -150,8 +172,10 @@ def override(saved: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
       UsageError: an unknown key, or one that evaluation cannot change.
     """
     cli.apply(saved.copy_and_resolve_references(), overrides)  # misspelt keys first
-    task, may = task_of(saved), what(task_of(saved)) + WHERE
+    task, may = task_of(saved), what(task_of(saved), harden) + WHERE
     for key in overrides:
+        if key in HARDENED and not harden:
+            raise UsageError(f"--config.{key} is of an evaluation with --harden; say that too")
         if key not in may:
             raise UsageError(
                 f"--config.{key} cannot be changed: evaluation takes the model as it was trained; "
@@ -181,16 +205,19 @@ def _batch_size(saved: ConfigDict, groups: int) -> int:
     return math.ceil(min(saved.eval.batch_size, most) / groups) * groups
 
 
-def restore(workdir: pathlib.Path, run: Run, step: int | None):
-    """Reads the variables that evaluation uses, and their step.
+def restore(workdir: pathlib.Path, run: Run, step: int | None, harden: bool = False):
+    """Reads the variables that evaluation uses, scalars of them, their step, and damaged ones.
 
-    They are the parameters, or their average where the run keeps one, and the routers' memory.
+    They are the parameters, or their average where the run keeps one, and the routers' memory; of a
+    pruned run what the model computed with at that step, or what `harden` leaves.
     """
     key = "ema" if run.config.optimizer.ema_decay else "params"
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     like = {key: run.params} | ({"routers": run.memory} if run.memory else {})
     state, step, damaged = checkpoints.restore_newest(like, step)
-    return join(state[key], state.get("routers", {})), step, damaged
+    looks, params = Looks(run), state[key]
+    params, own = looks.hardened(params) if harden else looks.effective(params, step)
+    return join(params, state.get("routers", {})), own, step, damaged
 
 
 def _check_fit(saved: ConfigDict, run: Run) -> None:

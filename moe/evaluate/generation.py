@@ -98,7 +98,7 @@ def generate_run(
     encoded = [_encode(tokenizer, text, run.config.data.seq_len) for text in prompts]
     if json_file is not None:
         outputs.check(json_file, "--json")
-    params, step, damaged = evaluation.restore(workdir, run, step)
+    params, _, step, damaged = evaluation.restore(workdir, run, step)
     for bad in damaged:
         _say(f"checkpoint {bad} is damaged; using step {step}")
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from moe.tasks.pictures import save
 
-PERCENT = {"accuracy", "top5_accuracy", "calibration_error", "largest_share", "drop_rate"}
+PERCENT = {"calibration_error", "largest_share", "drop_rate", "nonzero_share"}
 
 
 def print_tables(title: str, values: dict[str, float], layers: dict[int, dict[str, float]]) -> None:
@@ -67,6 +67,6 @@ def draw_experts(path: pathlib.Path, layers: dict[int, dict[str, float]]) -> Non
 def _text(name: str, value) -> str:
     if isinstance(value, str | int):
         return f"{value}"
-    if name in PERCENT:
+    if name in PERCENT or name.endswith("accuracy"):
         return f"{value:.2%}"
     return f"{value:,.0f}" if name.endswith("per_second") else f"{value:.4f}"

@@ -15,8 +15,8 @@ from moe.screen import say
 from moe.store.checkpoint import Checkpoints
 from moe.store.records import Records
 from moe.tasks.task import Source
-from moe.train import nonfinite
-from moe.train.measure import evaluate, evaluation_scalars, training_scalars
+from moe.train import nonfinite, pruned
+from moe.train.measure import evaluate, evaluation_scalars, named, training_scalars
 from moe.train.progress import Progress
 from moe.train.run import Run
 from moe.train.step import State
@@ -99,6 +99,7 @@ class Looks:
         self._best = checkpoints.best()
         self._eval_step = run.jit(with_vote(run.eval_step), out_shardings=run.replicated)
         self._check_finite = nonfinite.state_check(run)
+        self._pruned, self._pruning = pruned.Looks(run), run.pruning
 
     def due(self, step: int, section) -> bool:
         """Tells whether a section of the config (log, eval, checkpoint) has its turn at `step`."""
@@ -125,7 +126,7 @@ class Looks:
         recorded = {k: v for k, v in self._records.last.items() if k.startswith("eval/")}
         if first_text("recorded" if is_first() and recorded else ""):
             return recorded
-        results = self._measure(state)
+        results = self._measure(start, state)
         self._checkpoints.add_metrics(start, results)
         self._best = self._checkpoints.best()
         self._record(start, results)
@@ -135,7 +136,7 @@ class Looks:
         """Returns the scalars and 0, or nothing and the signal that ended the evaluation."""
         try:
             with self.kept(state):
-                results = self._measure(state)
+                results = self._measure(step, state)
         except _Stopped as stopped:
             return {}, stopped.number
         self._record(step, results)
@@ -163,8 +164,26 @@ class Looks:
                 self.save(step, state, {})
             raise
 
-    def _measure(self, state: State) -> Scalars:
-        """Evaluates the parameters, or their average where the run keeps one."""
+    def _measure(self, step: int, state: State) -> Scalars:
+        """Evaluates the parameters, or their average where the run keeps one.
+
+        Of a pruned run twice: as it trains, and hardened.
+        """
+        params, task, pruning = state.get("ema", state["params"]), self._run.task, self._pruning
+        with self._pause(state):
+            looked, own = self._pruned.effective(params, step)
+            results = evaluation_scalars(task, self._evaluate(state, looked), own)
+            del looked  # no two copies at once
+            if pruning.is_hard:
+                results |= pruned.as_hardened(results)
+            elif pruning.prunes:
+                looked, own = self._pruned.hardened(params)
+                total = self._evaluate(state, looked)
+                results |= named(pruned.PHASE, task.scalars(total) | own)
+        return results
+
+    def _evaluate(self, state: State, params):
+        """Returns the sums over all examples, with what the state's routers remember."""
 
         def eval_step(variables, batch):
             sums, asked = self._eval_step(variables, batch)
@@ -172,11 +191,9 @@ class Looks:
                 raise _Stopped(number)
             return sums
 
-        variables = join(state.get("ema", state["params"]), state.get("routers", {}))
+        variables = join(params, state.get("routers", {}))
         batches = self._run.eval_batches(self._source)
-        with self._pause(state):
-            total = evaluate(eval_step, variables, batches, self._votes.add)
-        return evaluation_scalars(self._run.task, total)
+        return evaluate(eval_step, variables, batches, self._votes.add)
 
     def _record(self, step: int, results: Scalars) -> None:
         self._records.write(step, results)

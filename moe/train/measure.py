@@ -79,12 +79,16 @@ def training_scalars(task: Task, totals: dict[str, Any]) -> dict[str, float]:
         "aux_loss": float(totals["aux_loss"] / totals["weight"]),
         "grad_norm": float(totals["grad_norm"] / totals["steps"]),
     }
-    return _named("train", row) | skipped | layer_scalars(totals, "train")
+    if "nonzero_share" in totals:  # of a pruned run
+        row["nonzero_share"] = float(totals["nonzero_share"] / totals["steps"])
+    return named("train", row) | skipped | layer_scalars(totals, "train")
 
 
-def evaluation_scalars(task: Task, total: dict[str, Any]) -> dict[str, float]:
-    """Returns the log's row from the sums of an evaluation."""
-    return _named("eval", task.scalars(total)) | layer_scalars(total, "eval")
+def evaluation_scalars(
+    task: Task, total: dict[str, Any], own: dict[str, float]
+) -> dict[str, float]:
+    """Returns the log's row from the sums of an evaluation, and from scalars of its `own`."""
+    return named("eval", task.scalars(total) | own) | layer_scalars(total, "eval")
 
 
 def layer_scalars(totals: dict[str, Any], phase: str) -> dict[str, float]:
@@ -93,5 +97,6 @@ def layer_scalars(totals: dict[str, Any], phase: str) -> dict[str, float]:
     return {f"{phase}/layer_{i}/{k}": v for i, row in table.items() for k, v in row.items()}
 
 
-def _named(phase: str, row: dict[str, float]) -> dict[str, float]:
+def named(phase: str, row: dict[str, float]) -> dict[str, float]:
+    """Returns scalars by their names in the records."""
     return {f"{phase}/{name}": value for name, value in row.items()}

@@ -76,7 +76,8 @@ def _causes(run: Run) -> Callable:
     def find(state, batch):
         memory, key = state.get("routers", {}), step_key(run.config.seed, state["step"])
         kept = {name: state[name] for name in ("compress",) if name in state}
-        grads, _, *new = gradient(state["params"], batch, key, memory, *kept.values())
+        arguments = state["params"], batch, key, memory, state["step"], *kept.values()
+        grads, _, *new = gradient(*arguments)
         updates, opt_state = run.optimizer.update(grads, state["opt_state"], state["params"])
         new = dict(zip(kept, new, strict=True)) | {
             "params": optax.apply_updates(state["params"], updates),

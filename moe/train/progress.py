@@ -77,6 +77,8 @@ class Progress:
     def note(self, step: int, results: dict[str, float]) -> None:
         """Prints an evaluation."""
         text = f"step {step:>5}  evaluation: {line(self._task, 'eval', results)}"
+        if hardened := line(self._task, "eval/hardened", results):  # of a pruned run
+            text += f"; hardened: {hardened}"
         if not self._bar:
             return say(text)
         with contextlib.suppress(OSError):

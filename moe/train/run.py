@@ -19,8 +19,10 @@ from moe.config import flatten
 from moe.errors import check_all, raise_all
 from moe.hosts import mesh as meshes
 from moe.nn import memory as memories
-from moe.tasks import Task, task_of
+from moe.nn.pruning import Pruning
+from moe.tasks import Metric, Task, task_of
 from moe.tasks.task import Batch, Source
+from moe.train import pruned
 from moe.train.compressed import Compressor, Kept, make_compressor
 from moe.train.optimizer import build_optimizer, optimizer_shardings
 from moe.train.step import (
@@ -59,12 +61,36 @@ class Run:
         return self.config.batch_size * self.task.units(self.config)
 
     @property
+    def pruning(self) -> Pruning:
+        """Returns which entries of the matrices are kept, and how."""
+        return Pruning(**self.config.prune)
+
+    @property
+    def best(self) -> Metric:
+        """Returns what an evaluation is judged by."""
+        return pruned.judged(self.task.best, self.pruning)
+
+    def effective(self, params, step):
+        """Returns the parameters that the model computes with at a step, from those of a state."""
+        return self.pruning.effective(params, self._progress(step), self.params)
+
+    def hardened(self, params):
+        """Returns the parameters of the model that a pruned run ends with, from a state's."""
+        return self.pruning.hardened(params, self.params)
+
+    @property
     def gradient(self) -> Callable:
-        """Returns (params, batch, key, memory) -> (gradient, sums), see `step`; where workers keep
-        something, (params, batch, key, memory, kept) -> (gradient, sums, kept)."""
+        """Returns (params, batch, key, memory, step) -> (gradient, sums), see `step`; where workers
+        keep something of gradients, it is one more argument and one more result."""
         parts, group_size = self.config.optimizer.accumulate, self.config.moe.group_size
         gradient = make_gradient(self._sums, self.graphdef, parts, group_size)
-        return self.compressor.gradient(gradient) if self.compressor else gradient
+        if self.compressor:
+            gradient = self.compressor.gradient(gradient)
+        if self.pruning.trains:
+            return pruned.through(self.effective, gradient)
+        return lambda params, batch, key, memory, step, *kept: gradient(
+            params, batch, key, memory, *kept
+        )
 
     @functools.cached_property
     def compressor(self) -> Compressor | None:
@@ -80,8 +106,12 @@ class Run:
         return make_train_step(self.gradient, self.optimizer, seed, advance, skip, decay)
 
     def _advance(self, params, memory, statistics, done):
-        progress = jnp.float32(done) / self.config.num_steps
+        progress = self._progress(done)
         return memories.advance(self.graphdef, params, memory, statistics, progress)
+
+    def _progress(self, done):
+        """Returns the share of the run's steps that `done` of them are."""
+        return jnp.float32(done) / self.config.num_steps
 
     @property
     def eval_step(self) -> Callable:

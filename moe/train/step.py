@@ -132,8 +132,8 @@ def make_train_step(
     step number advances all the same, so that the next one has another key.
 
     Args:
-      gradient: see `make_gradient`; of a state with "compress", that of a
-        `moe.train.compressed.Compressor`.
+      gradient: as `make_gradient` returns it, but for the number of the step, a last argument; of a
+        state with "compress", as of a `moe.train.compressed.Compressor`, with that after the step.
       advance: (params, memory, statistics, steps that are then done) -> the routers' new memory.
       ema_decay: of the average of the parameters, in states that have one.
     """
@@ -141,7 +141,8 @@ def make_train_step(
     def train_step(state: State, batch, halted=False):
         memory, key = state.get("routers", NOTHING), step_key(seed, state["step"])
         kept = [state["compress"]] if "compress" in state else []
-        grads, sums, *kept = gradient(state["params"], batch, key, memory, *kept)
+        arguments = state["params"], batch, key, memory, state["step"], *kept
+        grads, sums, *kept = gradient(*arguments)
         seen = sums.pop("statistics", NOTHING)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])

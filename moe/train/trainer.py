@@ -44,9 +44,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, extend: bool = False) -> di
     with contextlib.ExitStack() as stack:
         by_first(lambda: stack.enter_context(workdirs.opened(run.config, workdir, extend)))
         by_first(lambda: workdirs.keep(run.task.files(train_source), workdir))
-        checkpoints = Checkpoints(
-            workdir / "checkpoints", config.checkpoint.keep, best=run.task.best
-        )
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, best=run.best)
         if checkpoints.steps():
             fresh = None  # another process was first: no state is held beside the restored one
             state, start = workdirs.resume(checkpoints, _like(run, sums))

@@ -23,6 +23,7 @@ ZERO |= {
     f"optimizer.{key}"
     for key in ("b1", "b2", "momentum", "grad_clip", "label_smoothing", "ema_decay")
 }
+ZERO |= {"prune.strength", "prune.final_strength", "topk.largest_margin"}
 ZERO |= {"optimizer.warmup", "optimizer.warmup_steps", "router.topk.noise"}
 MINUS_ONE.add("router.threshold.bias")
 OFF = ("importance", "load", "balance", "z", "simbal", "entropy", "sparsity")

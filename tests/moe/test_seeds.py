@@ -41,7 +41,7 @@ def test_parameters_and_steps_share_no_key(tiny, monkeypatch):
     def catch(config, rngs):
         raise Caught([words(rngs.params()) for _ in range(16)])
 
-    def gradient(params, batch, key, memory):
+    def gradient(params, batch, key, memory, step):
         return params, {"loss": jnp.zeros(()), "key": jax.random.key_data(key)}
 
     used = []

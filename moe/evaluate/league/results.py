@@ -10,10 +10,12 @@ from ml_collections import ConfigDict
 
 from moe import config as configs
 from moe.models.build import moe_layers
+from moe.nn.pruning import Pruning
 from moe.store import workdir as workdirs
 from moe.store.records import read
-from moe.tasks import Task, task_of
+from moe.tasks import Metric, Task, task_of
 from moe.tasks.flops import Flops
+from moe.train.pruned import PHASE, judged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +23,17 @@ class Result:
     """Holds what a complete run came to.
 
     Attributes:
-      value, loss: the task's metric and the loss of the last evaluation.
+      value, loss: the task's metric and the loss of the last evaluation; of a pruned run those of
+        the hardened weights.
       rate: median units a second of training; None where none was timed.
       units: of the task, in a step.
       flops: of training, in all.
       curve: (step, value, FLOPs of training so far) of each evaluation.
       experts: of a token in training, over all steps and layers; None without experts.
       layers: of the last evaluation, for each layer by its block's number.
+      kept: share of the matrices' entries that hardening left; None where nothing is pruned.
+      nonzero, trained: what training ended with before it was hardened: its share of entries that
+        are not 0, and the metric.
     """
 
     seed: int
@@ -39,6 +45,9 @@ class Result:
     curve: Sequence[Sequence[float]]
     experts: float | None
     layers: Mapping[str, Mapping[str, float]]
+    kept: float | None = None
+    nonzero: float | None = None
+    trained: float | None = None
 
 
 def find(config: ConfigDict, workdir: pathlib.Path) -> Result | None:
@@ -56,8 +65,7 @@ def find(config: ConfigDict, workdir: pathlib.Path) -> Result | None:
     workdirs.check_config(_filled(config, saved), workdir)
     rows = read(workdir / "metrics.jsonl")
     last = [row for row in rows if row["step"] == saved.num_steps]
-    task = task_of(saved)
-    if not any(row.get(task.best.key) is not None for row in last):
+    if not any(row.get(_best(saved).key) is not None for row in last):
         return None
     return result(saved, rows)
 
@@ -74,7 +82,7 @@ def settings(config: ConfigDict) -> dict[str, object]:
 def _filled(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
     """Returns the config with the sizes that it leaves to the data, as the saved one has them."""
     known, wanted = configs.flatten(saved), configs.flatten(config)
-    sizes = (*task_of(config).sizes, "data.tokenizer")
+    sizes = (*task_of(config).sizes, "data.tokenizer", "data.class_counts")
     gaps = {key: known[key] for key in sizes if key in known and not wanted.get(key)}
     filled = ConfigDict(config.to_dict())
     filled.update_from_flattened_dict(gaps)
@@ -85,7 +93,7 @@ def result(config: ConfigDict, rows: Sequence[Mapping[str, float]]) -> Result:
     """Returns the result of a run's records."""
     task = task_of(config)
     counted = _count(config, task, rows)
-    key, rate = task.best.key, f"train/{task.unit}s_per_second"
+    key, rate = _best(config).key, f"train/{task.unit}s_per_second"
     curve = [
         (row["step"], row[key], _at(counted, row["step"]))
         for row in rows
@@ -96,14 +104,21 @@ def result(config: ConfigDict, rows: Sequence[Mapping[str, float]]) -> Result:
     return Result(
         seed=config.seed,
         value=final[key],
-        loss=final["eval/loss"],
+        loss=final[key.removesuffix(task.best.name) + "loss"],
         rate=statistics.median(rates) if rates else None,
         units=config.batch_size * task.units(config),
         flops=counted[-1][1],
         curve=curve,
         experts=_mean_experts(rows),
         layers=_layers(final),
+        kept=final.get(f"{PHASE}/nonzero_share"),
+        nonzero=final.get("eval/nonzero_share"),
+        trained=final[task.best.key] if config.prune.keep < 1 else None,
     )
+
+
+def _best(config: ConfigDict) -> Metric:
+    return judged(task_of(config).best, Pruning(**config.prune))
 
 
 def _count(config: ConfigDict, task: Task, rows) -> list[tuple[int, float]]:

@@ -8,6 +8,8 @@ from moe.evaluate.league.paired import Difference, difference, holm, verdict
 from moe.evaluate.league.results import Result
 from moe.tasks import Metric
 
+PRUNED = ("kept", "nonzero", "trained")  # what a result has of pruning
+
 
 @dataclasses.dataclass
 class Entry:
@@ -55,6 +57,7 @@ class Standing:
       deviation: standard deviation over the seeds.
       flops: of training, for a unit of the task.
       at_flops, at_seconds: the mean metric when each row had spent what the cheapest row spends.
+      kept, nonzero, trained: of a pruned row, the means; see `results.Result`.
       difference, p_holm, verdict: of the paired seeds to the baseline; see `paired`.
     """
 
@@ -72,6 +75,9 @@ class Standing:
     difference: Difference | None
     p_holm: float | None
     verdict: str
+    kept: float | None = None
+    nonzero: float | None = None
+    trained: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +159,7 @@ def _standing(entry: Entry, spent: Budgets, found, p, baseline: str, metric: Met
         difference=found,
         p_holm=p,
         verdict=word,
+        **{name: _mean(getattr(r, name) for r in results) for name in PRUNED},
     )
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moe.evaluate.league.paired import LEVEL
-from moe.evaluate.league.standings import Budgets, Entry, Standing, budgets
+from moe.evaluate.league.standings import PRUNED, Budgets, Entry, Standing, budgets
 from moe.tasks import Task
 
 NONE = "-"
@@ -16,12 +16,11 @@ WIDTH = 160  # columns, where no terminal says it
 
 
 def print_tables(task: Task, entries: Sequence[Entry], rows: Sequence[Standing], base: str) -> None:
-    """Prints how good the rows are, and what they cost."""
+    """Prints how good the rows are, what they cost, and where some are pruned, how far."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    for table in (_quality(task, rows, base), _cost(task, entries, rows)):
-        heads, lines = table
+    for heads, lines in _tables(task, entries, rows, base):
         shown = Table(*heads)
         for line in lines:
             shown.add_row(*line)
@@ -29,9 +28,9 @@ def print_tables(task: Task, entries: Sequence[Entry], rows: Sequence[Standing],
 
 
 def markdown(task: Task, entries: Sequence[Entry], rows: Sequence[Standing], base: str) -> str:
-    """Returns both tables as text that Markdown shows."""
+    """Returns the same tables as text that Markdown shows."""
     parts = []
-    for heads, lines in (_quality(task, rows, base), _cost(task, entries, rows)):
+    for heads, lines in _tables(task, entries, rows, base):
         cells = [heads, ["---"] * len(heads), *lines]
         parts.append("".join(f"| {' | '.join(line)} |\n" for line in cells))
     missing = [
@@ -49,17 +48,25 @@ def comma_separated(task: Task, entries: Sequence[Entry]) -> str:
     name = task.best.name
     heads = ["router", "seed", name, "loss", f"{task.unit}s_per_second", "training_flops"]
     heads += ["experts_per_token", f"{name}_at_equal_flops", f"{name}_at_equal_seconds"]
+    pruned = PRUNED if any(run.kept is not None for e in entries for run in e.results) else ()
+    heads += [f"pruned_{part}" for part in pruned]
     lines.writerow(heads)
     for entry in entries:
         rate = float("nan") if entry.rate is None else entry.rate
         for run in entry.results:
             experts = "" if run.experts is None else run.experts
             at = (spent.at_flops(run), spent.at_seconds(entry, run))
+            at += tuple(getattr(run, part) for part in pruned)
             ends = ["" if value is None else value for value in at]
             lines.writerow(
                 [entry.name, run.seed, run.value, run.loss, rate, run.flops, experts, *ends]
             )
     return text.getvalue()
+
+
+def _tables(task: Task, entries: Sequence[Entry], rows: Sequence[Standing], base: str):
+    tables = [_quality(task, rows, base), _cost(task, entries, rows)]
+    return [*tables, _pruned(task, rows)] if any(row.kept is not None for row in rows) else tables
 
 
 def _quality(task: Task, rows: Sequence[Standing], base: str) -> tuple[list[str], list[list[str]]]:
@@ -105,6 +112,23 @@ def _cost(task: Task, entries: Sequence[Entry], rows: Sequence[Standing]):
         return cells + [chosen or NONE] * tuned
 
     return heads, [line(entry, row) for entry, row in zip(entries, rows, strict=True)]
+
+
+def _pruned(task: Task, rows: Sequence[Standing]) -> tuple[list[str], list[list[str]]]:
+    """Returns of rows that are pruned what is left of them, and what they were in training."""
+    title = task.best.title
+    heads = ["router", f"test {title}, hardened", "entries left"]
+    heads += [f"test {title}, as trained", "entries not 0"]
+
+    def line(row: Standing) -> list[str]:
+        mean = f"{row.mean:{task.best.form}}"
+        if row.kept is None:  # nothing is pruned: both are one
+            return [row.name, mean, "100%", mean, "100%"]
+        shares = (f"{share:.3g}%" for share in (100 * row.kept, 100 * row.nonzero))
+        left, nonzero = shares
+        return [row.name, mean, left, f"{row.trained:{task.best.form}}", nonzero]
+
+    return heads, [line(row) for row in rows]
 
 
 def _seeds(rows: Sequence[Standing]) -> str:

@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
         if value is not None and value not in known:
             raise UsageError(f"--{name}={value}: expected one of {', '.join(known)}")
     options = {"step": flags.step, "form": flags.format, "dtype": flags.dtype}
+    options["harden"] = flags.harden
     return exporting.export_run(source, out, **options)
 
 
@@ -63,6 +64,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     away.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     away.add_argument("--format", help="a family, or plain; default: the family that fits")
     away.add_argument("--dtype", default="float32", help="of the tensors; default float32")
+    away.add_argument("--harden", action="store_true", help="of a pruned run: what it keeps alone")
     return parser.parse_args(argv)
 
 

@@ -1,8 +1,10 @@
 """Makes a directory of safetensors of a run, for `transformers` or as they are."""
 
+import functools
 import json
 import pathlib
 import shutil
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from moe.config import flatten
 from moe.data.staging import staging
 from moe.data.text.tokenizer import BYTES
 from moe.errors import UsageError
+from moe.nn.pruning import Pruning
 from moe.screen import say
 from moe.store import pieces, tokens
 from moe.store.huggingface import families, published, tensors
@@ -25,8 +28,11 @@ def export_run(
     step: int | None = None,
     form: str | None = None,
     dtype: str = "float32",
+    harden: bool = False,
 ) -> None:
     """Writes a checkpoint's parameters, their average where the run keeps one, as safetensors.
+
+    Those of a pruned run are its dense state, unless `harden` leaves what it is to compute with.
 
     Args:
       step: None for the newest checkpoint.
@@ -45,6 +51,11 @@ def export_run(
         raise UsageError(f"--from={workdir} has no checkpoint of step {step}: it has {steps}")
     step = steps[-1] if step is None else step
     settings, where, shapes = flatten(saved), places_of(saved), shapes_of(saved)
+    pruning = Pruning(**saved.prune)
+    if harden and not pruning.prunes:
+        raise UsageError(f"--harden: --from={workdir} holds a run that prunes nothing")
+    if pruning.prunes and not harden:
+        say("the run is pruned, and this is the dense state that it trains: see --harden")
     family, config_json = None, None
     if form != families.PLAIN:
         family, config_json = families.of_run(settings, form)
@@ -55,7 +66,9 @@ def export_run(
     reader = pieces.Reader(workdir / "checkpoints" / str(step), item, shapes)
     with staging(out) as folder:
         sizes = {name: part.layout.theirs(part.shape) for name, part in written.items()}
-        tensors.write(folder, sizes, lambda name: _value(reader, where, written[name]), dtype)
+        prune = pruning.hardened_piece if harden else lambda name, piece: piece
+        value = functools.partial(_value, reader, where, prune)
+        tensors.write(folder, sizes, lambda name: value(written[name]), dtype)
         reader.check()
         if config_json is None:
             shutil.copy(workdir / "config.json", folder / "permoe.json")
@@ -76,11 +89,13 @@ def _parts(family, shapes: dict[str, tuple[int, ...]]) -> dict[str, Part]:
     return found
 
 
-def _value(reader: pieces.Reader, where: dict[str, Place], part: Part) -> np.ndarray:
-    """Reads a tensor from the run's checkpoint."""
+def _value(
+    reader: pieces.Reader, where: dict[str, Place], prune: Callable, part: Part
+) -> np.ndarray:
+    """Reads a tensor from the run's checkpoint, and prunes it by its parameter's name."""
     leaf, turn = where[part.ours]
     place = tuple(n for n in (turn, part.expert) if n is not None)
-    return part.layout.write(reader.read(leaf, place))
+    return part.layout.write(prune(part.ours, reader.read(leaf, place)))
 
 
 def _describe(folder: pathlib.Path, workdir: pathlib.Path, config_json, dtype: str) -> None:

@@ -70,7 +70,7 @@ def test_without_temperature_the_most_probable_is_taken():
 @pytest.fixture(scope="module")
 def loaded(finished_text_run):
     run, _ = evaluation.prepare(finished_text_run, None, {})
-    params, _, _ = evaluation.restore(finished_text_run, run, None)
+    params, *_ = evaluation.restore(finished_text_run, run, None)
     return run, params
 
 
