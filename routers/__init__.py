@@ -6,7 +6,12 @@ from routers.controls import Hash, Random
 from routers.exactly_k import exactly_k_marginals, exactly_k_sample
 from routers.expert_choice import ExpertChoice, SparseExpertChoice
 from routers.permutahedron import permutahedron_projection, soft_rank, soft_sort
-from routers.perturbed import perturbed_kth_value, perturbed_topk_mask, topk_hinge_loss
+from routers.perturbed import (
+    perturbed_kth_value,
+    perturbed_topk_mask,
+    rarity_margins,
+    topk_hinge_loss,
+)
 from routers.routing import Router, RouterState, Routing, Tokens
 from routers.sampled import ExactlyK
 from routers.simplex import entmax, sparsemax
@@ -16,6 +21,7 @@ from routers.sorted_sinkhorn import sorted_sinkhorn_topk
 from routers.thresholds import ExpertThreshold, SparseThreshold
 from routers.token_choice import SparseTopK, TopK
 from routers.topk import sparse_topk_magnitude, sparse_topk_mask
+from routers.topk_loss import sparse_topk_loss
 from routers.variable import ReLU, Threshold, TopP
 
 # A new router: its class in a file, and a line here. Flags, tests and comparisons follow.
@@ -52,11 +58,13 @@ __all__ = [
     "permutahedron_projection",
     "perturbed_kth_value",
     "perturbed_topk_mask",
+    "rarity_margins",
     "sigmoid_topk_mask",
     "sinkhorn_topk_mask",
     "soft_rank",
     "soft_sort",
     "sorted_sinkhorn_topk",
+    "sparse_topk_loss",
     "sparse_topk_magnitude",
     "sparse_topk_mask",
     "sparsemax",

@@ -92,6 +92,19 @@ def check_axis(axis, x) -> int:
     return place % x.ndim
 
 
+def class_numbers(labels, scores):
+    """Returns the labels of scores `[..., V]`, `[...]`, checked; a traced one that is no class
+    becomes V."""
+    labels, num_classes = jnp.asarray(labels), scores.shape[-1]
+    if labels.shape != scores.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        given = f"{labels.dtype} {labels.shape}"
+        raise ValueError(f"labels must be whole numbers {scores.shape[:-1]}, not {given}")
+    known = (labels >= 0) & (labels < num_classes)
+    if not isinstance(known, jax.core.Tracer) and not known.all():
+        raise ValueError(f"labels must be from 0 to {num_classes - 1}; got {labels}")
+    return jnp.where(known, labels, num_classes)
+
+
 def check_norm(p, name="p") -> float:
     """Returns p as a Python float; raises ValueError where it is no norm that has a conjugate."""
     try:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from routers.operands import as_scores, check_axis, nan_rows, rows, whole
+from routers.operands import as_scores, check_axis, class_numbers, nan_rows, rows, whole
 from routers.selection import ranks
 
 
@@ -82,12 +82,8 @@ def topk_hinge_loss(scores, labels, key, *, k=5, num_samples=10, strength=0.2, m
     loss = relu(m_y + t - s_y),    t = `perturbed_kth_value`(s, k + 1),
 
     0 only if s_y exceeds the (k + 1)-th largest score by the margin. Balanced: m = 1. For classes
-    of unequal numbers n_c of training examples: m_c proportional to n_c^(-1/4), so that rare
-    classes keep a larger distance,
-
-      margins = n ** -0.25;  margins = largest * margins / margins.max()
-
-    with n `[V]` the numbers and `largest` the margin of the rarest class, to be tuned.
+    of unequal numbers of training examples: `rarity_margins`, so that rare ones keep a larger
+    distance.
 
     Args:
       scores: s `[..., V]`, the V classes last; dtypes as for `perturbed_topk_mask`.
@@ -115,7 +111,7 @@ def topk_hinge_loss(scores, labels, key, *, k=5, num_samples=10, strength=0.2, m
     num_classes = scores.shape[-1]
     if not 1 <= k < num_classes:
         raise ValueError(f"k must be at least 1 and below {num_classes}, the classes; got {k}")
-    labels = _class_numbers(labels, scores)
+    labels = class_numbers(labels, scores)
     margin = 1
     if margins is not None:
         if np.shape(margins) != (num_classes,):
@@ -126,24 +122,23 @@ def topk_hinge_loss(scores, labels, key, *, k=5, num_samples=10, strength=0.2, m
     return jax.nn.relu(margin + t - own)
 
 
-def _class_numbers(labels, scores):
-    """Returns the labels, checked; traced ones that are no class become one that reads as NaN."""
-    labels, num_classes = jnp.asarray(labels), scores.shape[-1]
-    if labels.shape != scores.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        given = f"{labels.dtype} {labels.shape}"
-        raise ValueError(f"labels must be whole numbers {scores.shape[:-1]}, not {given}")
-    known = (labels >= 0) & (labels < num_classes)
-    if not isinstance(known, jax.core.Tracer) and not known.all():
-        raise ValueError(f"labels must be from 0 to {num_classes - 1}; got {labels}")
-    return jnp.where(known, labels, num_classes)
-
-
 def _noise(key, num_samples, x):
     """Returns Z `[B, ..., n]`."""
     num_samples = whole(num_samples, "num_samples")
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     return jax.random.normal(key, (num_samples, *x.shape), x.dtype)
+
+
+def rarity_margins(counts, largest: float) -> np.ndarray:
+    """Returns a margin for each class, proportional to n_c^(-1/4), of which the rarest's is
+    `largest`, to be tuned (Cao et al. 2019, LDAM).
+
+    Args:
+      counts: n `[V]`, the classes' numbers of training examples; 0 counts as 1.
+    """
+    margins = np.maximum(np.asarray(counts, np.float64), 1) ** -0.25
+    return (largest * margins / margins.max()).astype(np.float32)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

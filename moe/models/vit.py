@@ -10,6 +10,7 @@ from flax import nnx
 
 from moe.hosts.mesh import constrain
 from moe.nn.blocks import Blocks
+from moe.nn.cosine import CosineHead
 from moe.nn.layer import LayerReport
 
 # width D, depth L, MLP width F, heads H: ViT paper, table 1; S from Steiner et al. 2021, table 2.
@@ -23,6 +24,7 @@ SIZES = {
 
 POOLS = ("cls", "mean")
 POSITIONS = ("learned", "sincos")
+HEADS = ("linear", "cosine")
 
 
 class Output(NamedTuple):
@@ -42,6 +44,7 @@ class VisionTransformer(nnx.Module):
       kinds, scan, remat: of `moe.nn.blocks.Blocks`.
       position: "learned" embeddings, or fixed "sincos" ones, which need fewer steps.
       pool: "cls" reads the class off an extra learned token, "mean" off the mean of all tokens.
+      head: "linear", or `moe.nn.cosine`'s, whose scores are `head_scale` times cosines.
       norm_eps: of the last LayerNorm.
       dropout: rate after attention and feed-forward, and on the embedded tokens.
       dtype: of the computation; parameters, router, norms' statistics and logits are float32.
@@ -61,6 +64,8 @@ class VisionTransformer(nnx.Module):
         remat: str,
         pool: str,
         position: str,
+        head: str = "linear",
+        head_scale: float = 1.0,
         dropout: float,
         norm_eps: float = 1e-6,
         dtype,
@@ -96,17 +101,19 @@ class VisionTransformer(nnx.Module):
         )
         self.dropout = nnx.Dropout(dropout)
         self.norm = nnx.LayerNorm(width, epsilon=norm_eps, dtype=dtype, rngs=rngs)
-        zeros = nnx.initializers.zeros_init()
-        self.head = nnx.Linear(
-            width,
-            num_classes,
-            kernel_init=zeros,
-            dtype=jnp.float32,
-            precision="highest",  # else TPUs round float32 to bfloat16, and GPUs to TF32
-            kernel_metadata={"axes": ("embed", "vocab")},
-            bias_metadata={"axes": ("vocab",)},
-            rngs=rngs,
-        )
+        if head == "cosine":
+            self.head = CosineHead(width, num_classes, scale=head_scale, rngs=rngs)
+        else:
+            self.head = nnx.Linear(
+                width,
+                num_classes,
+                kernel_init=nnx.initializers.zeros_init(),
+                dtype=jnp.float32,
+                precision="highest",  # else TPUs round float32 to bfloat16, and GPUs to TF32
+                kernel_metadata={"axes": ("embed", "vocab")},
+                bias_metadata={"axes": ("vocab",)},
+                rngs=rngs,
+            )
 
     def __call__(self, images, *, mask=None, train: bool = False, key=None) -> Output:
         """Computes logits; `mask` [B] is False on padding, `key` seeds dropout and router noise."""

@@ -1,13 +1,17 @@
 """Measures a classifier: its losses, and how often and how surely it is right."""
 
+import re
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from moe.tasks import topk
 from moe.tasks.task import Sums
 
-LOSSES = ("softmax", "sigmoid")
+LOSSES = ("softmax", "sigmoid", *topk.LOSSES)
 CALIBRATION_BINS = 15
 
 
@@ -24,6 +28,14 @@ def losses(loss: str, logits, batch, smoothing: float = 0.0) -> jax.Array:
     return optax.softmax_cross_entropy(logits, targets)
 
 
+def losses_of_labels(of_label: Callable, batch) -> jax.Array:
+    """Returns each example's loss, [B], of a loss that knows one label; mixup's mean of two."""
+    if "mix" not in batch:
+        return of_label(batch["label"])
+    mix = batch["mix"]
+    return mix * of_label(batch["label"]) + (1 - mix) * of_label(batch["label_mixed"])
+
+
 def main_label(batch) -> jax.Array:
     """Returns the label of each example, [B]; under mixup the heavier of the two."""
     if "mix" not in batch:
@@ -31,13 +43,18 @@ def main_label(batch) -> jax.Array:
     return jnp.where(batch["mix"] >= 0.5, batch["label"], batch["label_mixed"])
 
 
-def sums(logits, label, losses, mask) -> Sums:
-    """Returns the sums over the real images of a batch, those where `mask` is 1."""
+def sums(logits, label, losses, mask, k: int = 5) -> Sums:
+    """Returns the sums over the real images of a batch, those where `mask` is 1.
+
+    Beside top-5 accuracy there is that of k, and of each class by itself.
+    """
     correct = (logits.argmax(-1) == label) * mask
     own = jnp.take_along_axis(logits, label[:, None], 1)
     # Ties go to the lower class, as argmax has it.
     earlier = jnp.arange(logits.shape[-1])[None, :] < label[:, None]
     ahead = (logits > own) | ((logits == own) & earlier)
+    ahead = ahead.sum(-1)
+    classes = jax.nn.one_hot(label, logits.shape[-1]) * mask[:, None]
     probs = jax.nn.softmax(logits).max(-1)
     bins = jnp.clip((probs * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
     in_bin = jax.nn.one_hot(bins, CALIBRATION_BINS) * mask[:, None]
@@ -46,7 +63,10 @@ def sums(logits, label, losses, mask) -> Sums:
         "weight": mask.sum(),
         "loss": (losses * mask).sum(),
         "correct": correct.sum(),
-        "top5": ((ahead.sum(-1) < 5) * mask).sum(),
+        **{f"top{n}": ((ahead < n) * mask).sum() for n in {5, k}},
+        "class_examples": classes.sum(0),
+        "class_correct": (classes * correct[:, None]).sum(0),
+        f"class_top{k}": (classes * (ahead < k)[:, None]).sum(0),
         # Not products of matrices, which TPUs round to bfloat16 first.
         "bin_confidence": (probs[:, None] * in_bin).sum(0),
         "bin_correct": (correct[:, None] * in_bin).sum(0),
@@ -54,8 +74,9 @@ def sums(logits, label, losses, mask) -> Sums:
 
 
 def scalars(totals: Sums) -> dict[str, float]:
-    """Returns loss and accuracy, of an evaluation also top-5 accuracy and calibration error.
+    """Returns loss and accuracy, of an evaluation also top-k accuracies and calibration error.
 
+    A macro accuracy is the mean over the classes that have examples: a rare one counts as much.
     Calibration error (Guo et al. 2017) is expected: the mean distance between confidence and
     accuracy over equal bins of confidence.
     """
@@ -63,6 +84,14 @@ def scalars(totals: Sums) -> dict[str, float]:
     values = {"loss": totals["loss"] / n, "accuracy": totals["correct"] / n}
     if "top5" in totals:
         gaps = np.abs(totals["bin_confidence"] - totals["bin_correct"])
-        values = {"accuracy": values["accuracy"], "top5_accuracy": totals["top5"] / n} | values
+        tops = [name for name in totals if re.fullmatch(r"top\d+", name)]
+        tops = {f"{name}_accuracy": totals[name] / n for name in sorted(tops)}
+        values = {"accuracy": values["accuracy"]} | tops | values
         values["calibration_error"] = gaps.sum() / n
+        there = totals.get("class_examples", np.zeros(1)) > 0
+        for name in totals:
+            if name.startswith("class_") and name != "class_examples" and there.any():
+                mean = (totals[name][there] / totals["class_examples"][there]).mean()
+                part = name.removeprefix("class_").removeprefix("correct")
+                values[f"macro_{part}_accuracy" if part else "macro_accuracy"] = mean
     return {name: float(value) for name, value in values.items()}

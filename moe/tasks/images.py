@@ -14,19 +14,21 @@ from moe.data.images import Augment, ImageSource, eval_batches, open_split, trai
 from moe.data.images.transforms import fit, to_float
 from moe.errors import check_all, raise_all
 from moe.models.build import feed_forward, moe_layers
-from moe.models.vit import POOLS, POSITIONS, SIZES, VisionTransformer
+from moe.models.vit import HEADS, POOLS, POSITIONS, SIZES, VisionTransformer
 from moe.nn.blocks import Block
 from moe.ranges import RATE, SIZE, Key, annotated
-from moe.tasks import classification
+from moe.tasks import classification, topk
 from moe.tasks.flops import Flops, count_experts, dense_width
 from moe.tasks.pictures import draw_patches
 from moe.tasks.task import Batch, Metric, Reports, Shape, Sums, Task
+from moe.tasks.topk import TopK
 
 SHOWN_IMAGES = 12  # in the routing picture
+LOSS_NOISE = 0x10551055  # folded into a step's key: the model splits that into 0, 1, ...
 
 
 class Images(Task):
-    """Classifies images by softmax or sigmoid cross-entropy."""
+    """Classifies images by softmax or sigmoid cross-entropy, or by a loss of the k best guesses."""
 
     unit = "image"
     best = Metric("accuracy", higher=True, form=".2%")
@@ -39,11 +41,14 @@ class Images(Task):
     def keys(self):
         return {
             "loss": Key("softmax", classification.LOSSES),
+            "topk": {f.name: annotated(f.default, f.type) for f in dataclasses.fields(TopK)},
             "data": {
                 "name": Key("digits"),  # any TFDS image classification set in array_record form
                 "image_size": Key(0, "0 or [1, 1e4]"),  # 0: that of the data set
                 "channels": Key(0, "0 or [1, 1e3]"),  # 0: that of the data set
                 "num_classes": Key(0, SIZE),  # the same
+                # Of the training split, for `topk.largest_margin`; (): counted where that is set.
+                "class_counts": Key((), "[0, 1e12]"),
                 "augment": {
                     f.name: annotated(f.default, f.type) for f in dataclasses.fields(Augment)
                 },
@@ -57,6 +62,8 @@ class Images(Task):
                 "num_heads": Key(0, "0 or [1, 1e4]"),
                 "patch_size": Key(16, "[1, 1e4]"),
                 "pool": Key("cls", POOLS),
+                "head": Key("linear", HEADS),
+                "head_scale": Key(60.0, "[1e-3, 1e4]"),  # of the cosine head's scores
                 "position": Key("learned", POSITIONS),
                 "dropout": Key(0.0, RATE),
                 "norm_eps": Key(1e-6, "[1e-12, 1]"),  # of LayerNorm
@@ -89,6 +96,9 @@ class Images(Task):
         config = ConfigDict(config.to_dict())
         for key, value in sizes.items():
             config.data[key] = config.data[key] or value
+        margins = config.loss == "topk_hinge" and config.topk.largest_margin
+        if margins and not config.data.class_counts:
+            config.data.class_counts = source.class_counts()
         return config.lock()
 
     def batch(self, config: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -144,6 +154,8 @@ class Images(Task):
             remat=model.remat,
             pool=model.pool,
             position=model.position,
+            head=model.head,
+            head_scale=model.head_scale,
             dropout=model.dropout,
             norm_eps=model.norm_eps,
             dtype=dtype,
@@ -156,11 +168,12 @@ class Images(Task):
         if not train:
             mask = batch["mask"]
             out = model(batch["image"], mask=mask > 0)
-            losses = classification.losses(config.loss, out.logits, batch)
-            return classification.sums(out.logits, batch["label"], losses, mask), out.reports
+            losses = _losses(config, out.logits, batch)
+            k = config.topk.k
+            return classification.sums(out.logits, batch["label"], losses, mask, k), out.reports
         out = model(batch["image"], train=True, key=key)
-        smoothing = config.optimizer.label_smoothing
-        losses = classification.losses(config.loss, out.logits, batch, smoothing)
+        noise = None if key is None else jax.random.fold_in(key, LOSS_NOISE)
+        losses = _losses(config, out.logits, batch, config.optimizer.label_smoothing, noise)
         correct = (out.logits.argmax(-1) == classification.main_label(batch)).sum()
         sums = {"loss": losses.sum(), "weight": len(losses), "correct": correct}
         sums = {name: jnp.float32(value) for name, value in sums.items()}
@@ -212,6 +225,19 @@ class Images(Task):
         draw_patches(file, images, titles, weights, config.model.pool == "cls")
 
 
+def _losses(config: ConfigDict, logits, batch, smoothing: float = 0.0, key=None) -> jax.Array:
+    """Returns each example's loss, [B]; `key` is that of a loss with noise."""
+    if config.loss not in topk.LOSSES:
+        return classification.losses(config.loss, logits, batch, smoothing)
+    settings, counts = TopK(**config.topk), config.data.class_counts
+    scale = config.model.head_scale if config.model.head == "cosine" else 1.0
+
+    def of_label(label):
+        return settings.losses(config.loss, logits, label, counts, key, scale)
+
+    return classification.losses_of_labels(of_label, batch)
+
+
 def model_sizes(config: ConfigDict) -> Shape:
     """Returns the sizes of the transformer: explicit, or else of the named size."""
     model = config.model
@@ -228,6 +254,8 @@ def _misfits(config: ConfigDict) -> Iterator[str]:
         yield f"config.model.num_heads={heads} does not divide the width {width}"
     if model.position == "sincos" and width % 4:
         yield f"config.model.position='sincos' needs a width of 4 N, not {width}"
+    counts, smoothing = config.data.class_counts, config.optimizer.label_smoothing
+    yield from TopK(**config.topk).misfits(config.loss, config.data.num_classes, counts, smoothing)
     if not size:
         return  # the data set will say it
     if size % model.patch_size:

@@ -74,6 +74,14 @@ class ImageSource:
             digest.update(np.ascontiguousarray(example["image"]).tobytes())
         return digest.hexdigest()[:12]
 
+    def class_counts(self) -> tuple[int, ...]:
+        """Counts the examples of each class: reads each record that is not in memory."""
+        labels = getattr(self.records, "labels", None)
+        if labels is None:
+            with ThreadPoolExecutor(_OPEN_THREADS) as pool:
+                labels = list(pool.map(lambda i: self.records[i][1], range(len(self))))
+        return tuple(np.bincount(labels, minlength=self.num_classes).tolist())
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns {"image": uint8 [H, W, C], "label": int}; the image must not be written to."""
         if not 0 <= index < len(self.records):

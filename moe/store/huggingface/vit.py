@@ -56,6 +56,7 @@ class Vit(NamedTuple):
             "model.gelu": GELUS[p["hidden_act"]],
             "model.pool": "cls",
             "model.position": "learned",
+            "model.head": "linear",
             "moe.layers": "none",
         }
 
@@ -81,7 +82,7 @@ class Vit(NamedTuple):
 
     def arithmetic(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what of a run's flat config changes a logit."""
-        names = ("patch_size", "norm_eps", "gelu", "pool", "position")
+        names = ("patch_size", "norm_eps", "gelu", "pool", "position", "head")
         found = _sizes(settings) | {f"model.{name}": settings[f"model.{name}"] for name in names}
         found |= {f"data.{n}": settings[f"data.{n}"] for n in ("image_size", "channels")}
         return found | {"moe.layers": settings["moe.layers"] or "none"}
