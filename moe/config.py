@@ -16,6 +16,7 @@ from moe.errors import UsageError, check_all
 from moe.nn.blocks import REMATS
 from moe.nn.dispatch import DISPATCHES
 from moe.nn.pruning import Pruning
+from moe.nn.skip import SKIPS
 from moe.plugins import GROUP, load_routers
 from moe.ranges import COUNT, RATE, SIZE, Key, annotated, fit, keyword_settings
 from moe.tasks import TASKS
@@ -77,6 +78,24 @@ def keys(task: str = "images") -> dict[str, Key]:
             "dropless_receive": Key(2.0, "(0, 1e4]"),
             # True: an MLP of the experts' FLOPs in place of each MoE layer.
             "dense": Key(False),
+        },
+        # Mixture of depths: blocks that only chosen tokens of a row pass, see `moe.nn.skip`.
+        "depth": {
+            "layers": Key("none"),  # as moe.layers
+            "router": Key("sparse", tuple(SKIPS)),  # of a text: threshold
+            "capacity": Key(0.125, "(0, 1]"),  # share of a row's tokens that top-k ones choose
+            # Of sparse, the operator's norm and strength.
+            "p": Key(2.0, "(1, 100]"),
+            "strength": Key(0.5, "[1e-6, 1e6]"),
+            "final_strength": Key(0.0, "0 or [1e-6, 1e6]"),  # 0: the strength stays
+            "gated": Key(False),  # True: top-k ones weigh by a gate too
+            "threshold": Key(0.5, "[0.001, 0.999]"),  # of a gate
+            "start": Key(0.0, "[-100, 100]"),  # of its logits, above the threshold's
+            "alpha": Key(0.01, "[0, 1e3]"),  # weight of the loss that closes gates
+            "gain": Key(1.0, "[1e-3, 1e3]"),  # of gates; 1 / threshold: all tokens begin at 1
+            # Slots for taken tokens, shares of a row; what finds none is counted as dropped.
+            "bound": Key(0.0, "[0, 1]"),  # in training; 0: capacity, and all for threshold
+            "eval_bound": Key(1.0, "(0, 1]"),
         },
         "router": {
             "name": Key("topk", tuple(ROUTERS)),

@@ -1,6 +1,7 @@
 """Defines routers in which a token may get any number of experts: by probability mass, by a gate's
 threshold, by ReLU."""
 
+import math
 from typing import Annotated, ClassVar
 
 import jax
@@ -92,8 +93,10 @@ class Threshold(Router):
         self.bias = nnx.Param(jnp.full(num_experts, bias))
 
     def __call__(self, x_GTD, *, mask=None, key=None) -> Routing:
-        gate = jax.nn.sigmoid(self.logits(x_GTD) + self.bias[...][None, None])
-        chosen = masked(gate >= self.p, mask)
+        logits = self.logits(x_GTD) + self.bias[...][None, None]
+        gate = jax.nn.sigmoid(logits)
+        # By the logits: a bias of exactly log(p / (1 - p)) passes, whatever the sigmoid rounds to.
+        chosen = masked(logits >= math.log(self.p / (1 - self.p)), mask)
         taken, mean = losses.shares(chosen, mask), losses.shares(gate, mask)
         return Routing(
             weights=jnp.where(chosen, gate, 0),

@@ -29,7 +29,7 @@ from moe.train.run import Run, set_up
 # key belongs to the function that the parameters were trained for, or to training.
 WHERE = ("data.data_dir", "eval.batch_size", *(f"mesh.{axis}" for axis in meshes.AXES))
 WHAT = ("data.name", "model.dtype", "moe.dispatch", "moe.dropless_bound", "moe.dropless_receive")
-WHAT += ("moe.eval_capacity_factor",)
+WHAT += ("moe.eval_capacity_factor", "depth.eval_bound")
 HARDENED = ("prune.keep",)  # which a hardened evaluation may change too
 
 

@@ -25,21 +25,27 @@ def print_tables(title: str, values: dict[str, float], layers: dict[int, dict[st
         table.add_row(name.replace("_", " "), _text(name, value))
     console.print(table)
     if layers:
-        columns = list(next(iter(layers.values())))
+        columns = list(dict.fromkeys(c for row in layers.values() for c in row))
         table = Table("block", *(c.replace("_", " ") for c in columns))
         for layer, row in layers.items():
-            table.add_row(str(layer), *(_text(c, row[c]) for c in columns))
+            table.add_row(str(layer), *(_text(c, row.get(c, "")) for c in columns))
         console.print(table)
 
 
 def draw_load(path: pathlib.Path, load: dict[int, np.ndarray]) -> None:
-    """Draws each expert's share of its layer's tokens, in units of the fair share 1/E."""
-    grid = np.stack([np.asarray(v) / np.sum(v) * len(v) for v in load.values()])
+    """Draws each expert's share of its layer's tokens, in units of the fair share 1/E.
+
+    Layers with fewer experts than others end earlier; one that no token passed is empty.
+    """
+    grid = np.full((len(load), max(map(len, load.values()))), np.nan)
+    for row, v in zip(grid, load.values(), strict=True):
+        row[: len(v)] = np.asarray(v) / max(np.sum(v), 1e-30) * len(v)
     figure, axis = plt.subplots(figsize=(1.5 + 0.55 * grid.shape[1], 1.2 + 0.55 * grid.shape[0]))
     image = axis.imshow(grid, cmap="RdBu_r", vmin=0, vmax=2)
     if grid.size <= 512:
         for (row, column), value in np.ndenumerate(grid):
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7)
+            shown = "" if np.isnan(value) else f"{value:.2f}"
+            axis.text(column, row, shown, ha="center", va="center", fontsize=7)
     axis.set_yticks(range(len(load)), [f"block {i}" for i in load])
     axis.set_xticks(range(grid.shape[1]))
     axis.set_xlabel("expert")

@@ -11,6 +11,7 @@ from moe.errors import UsageError
 from moe.nn.draws import aside
 from moe.nn.layer import MoE
 from moe.nn.mlp import Mlp
+from moe.nn.skip import rows
 from routers import ROUTERS
 
 KEYS = 3  # that a layer of experts draws for its parameters: the router's, and two kernels
@@ -64,8 +65,27 @@ def expert_settings(moe: ConfigDict, router: ConfigDict) -> dict:
     return own | {key: moe[key] for key in names}
 
 
-def moe_layers(spec: str, depth: int) -> frozenset[int]:
-    """Returns the numbers of the blocks with experts, counted from 0.
+def skip_layers(section: ConfigDict, depth: int, tokens: int) -> frozenset[int]:
+    """Returns the numbers of the blocks that tokens may skip, of the section `depth` of a config;
+    none where all T tokens of a row pass with weight 1, which is the plain model."""
+    layers = moe_layers(section.layers, depth, "depth.layers")
+    whole = section.router != "threshold" and not section.gated
+    return frozenset() if whole and skip_rows(section, tokens).chosen == tokens else layers
+
+
+def skip_rows(section: ConfigDict, tokens: int):
+    """Returns `moe.nn.skip.Rows` of a config's section `depth`."""
+    names = ("router", "capacity", "bound", "eval_bound")
+    return rows(tokens, **{name: section[name] for name in names})
+
+
+def skip_settings(section: ConfigDict) -> dict:
+    """Returns the arguments of `moe.nn.skip.Skip` that a config has."""
+    return {key: value for key, value in section.items() if key != "layers"}
+
+
+def moe_layers(spec: str, depth: int, key: str = "moe.layers") -> frozenset[int]:
+    """Returns the numbers of the blocks that a key names, those with experts, counted from 0.
 
     "last-N": the last N of every second block, as in V-MoE (of 12 blocks, last-2 are 9 and 11);
     "every-N": each N-th block, ending with the last; "from-N": all but the first N; "1,3": those
@@ -92,7 +112,7 @@ def moe_layers(spec: str, depth: int) -> frozenset[int]:
         layers, fits = (), False
     if not fits:
         raise UsageError(
-            f"moe.layers={spec!r} fits no model of {depth} blocks; expected last-N, every-N, "
+            f"{key}={spec!r} fits no model of {depth} blocks; expected last-N, every-N, "
             "from-N, a list of different ones such as '1,3' (counted from 0), or none"
         )
     return frozenset(layers)

@@ -1,5 +1,6 @@
 """Defines a causal language model, with experts in chosen blocks."""
 
+import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from moe.nn.decoder_block import Context, DecoderBlock, GroupedQueryAttention, K
 from moe.nn.layer import LayerReport, MoE
 from moe.nn.mlp import Mlp
 from moe.nn.rope import rope_angles
+from moe.nn.skip import Skip
 from routers import Tokens
 
 
@@ -131,7 +133,18 @@ class Decoder(nnx.Module):
     def init_cache(self, batch: int, length: int) -> dict[str, KeyValues]:
         """Returns empty caches for rows of at most `length` tokens."""
         empty = jnp.zeros((batch, length, self.kv_heads, self.head_dim), self.dtype)
-        return self.blocks.caches(lambda number: KeyValues(empty, empty))
+        passed = jnp.zeros((batch, length, 1, 1), bool)
+
+        def cache(number: int) -> KeyValues:
+            skips = getattr(self.blocks, str(number)).skip is not None
+            return KeyValues(empty, empty, passed if skips else None)
+
+        return self.blocks.caches(cache)
+
+
+def window_of(number: int, window: int, global_every: int) -> int:
+    """Returns how many tokens a query of a block sees, itself included; 0: all before it."""
+    return 0 if global_every and (number + 1) % global_every == 0 else window
 
 
 def build_decoder(
@@ -150,6 +163,8 @@ def build_decoder(
     expert_dim: int = 0,
     shared_experts: int = 0,
     dense_dim: int = 0,
+    skip_layers: Collection[int] = (),
+    skip: Mapping | None = None,
     window: int = 0,
     global_every: int = 0,
     qk_norm: str = "head",
@@ -174,6 +189,8 @@ def build_decoder(
         capacity_factor, dispatch, ...
         None: dense layers of width `dense_dim` stand there.
       expert_dim: hidden width of an expert; 0 for mlp_dim.
+      skip_layers: numbers of the blocks that tokens may skip, none of them with experts.
+      skip: settings of their `moe.nn.skip.Skip`, which is causal.
       shared_experts: so many times expert_dim is the hidden width of the network that all tokens
         pass beside their experts.
       window: tokens that a query sees, but in each `global_every`-th block (0: in no block) all.
@@ -184,9 +201,6 @@ def build_decoder(
     kv_heads, head_dim = kv_heads or heads, head_dim or width // heads
     expert_dim = expert_dim or mlp_dim
     kind = {"gated": True, "bias": False, "out_scale": 1 / math.sqrt(2 * depth)}
-
-    def sees_all(number: int) -> bool:
-        return not window or bool(global_every and (number + 1) % global_every == 0)
 
     def feed_forward(number: int, rngs: nnx.Rngs) -> nnx.Module:
         if number not in expert_layers or experts is None:
@@ -203,7 +217,7 @@ def build_decoder(
             kv_heads=kv_heads,
             head_dim=head_dim,
             qk_norm=qk_norm,
-            window=0 if sees_all(number) else window,
+            window=window_of(number, window, global_every),
             softcap=attention_softcap,
             backend=attention,
             norm_eps=norm_eps,
@@ -212,14 +226,20 @@ def build_decoder(
             rngs=rngs,
         )
         feed = feed_forward(number, rngs)
+        choose = functools.partial(Skip, width, tokens, **skip or {}, causal=True)
+        chosen = choose if number in skip_layers else None
         rest = {"dropout": dropout, "norm_eps": norm_eps, "dtype": dtype, "rngs": rngs}
-        return DecoderBlock(width, attend, feed, **rest)
+        return DecoderBlock(width, attend, feed, skip=chosen, **rest)
+
+    def kind_of(number: int) -> tuple:
+        skips = number in skip_layers
+        return number in expert_layers, skips, window_of(number, window, global_every)
 
     return Decoder(
         vocab=vocab,
         width=width,
         block=block,
-        kinds=[(number in expert_layers, sees_all(number)) for number in range(depth)],
+        kinds=[kind_of(number) for number in range(depth)],
         scan=scan,
         remat=remat,
         kv_heads=kv_heads,

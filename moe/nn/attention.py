@@ -28,6 +28,7 @@ class Places(NamedTuple):
 
     segment: jax.Array  # number of the document within its row, from 1; 0: padding
     position: jax.Array  # within the document, from 0
+    place: jax.Array | None = None  # within the row, rising; None: the tokens are all of it
 
 
 def attention(
@@ -50,7 +51,8 @@ def attention(
 
     Args:
       queries: of the queries, and of the keys unless these have their own. Without, the tokens of a
-        document are neighbours in their row and in order, which saves the blocks of the future.
+        document are neighbours in their row, or have a `place` there, and in order, which saves the
+        blocks of the future.
       keys: of the keys, in any order: a cache.
       backend: one of `BACKENDS`.
 
@@ -66,6 +68,8 @@ def attention(
         "splash": splash.obstacle(shape[1]),
         "triton": triton.obstacle(shape[1], window, softcap),
     }
+    if queries.place is not None and window:
+        obstacles["splash"] = "its window takes the tokens of a row for neighbours"
     if keys is not None:
         obstacles = dict.fromkeys(obstacles, "a cache of keys has no order that it knows")
     backend = _choose(backend, obstacles)
@@ -78,8 +82,11 @@ def attention(
             return triton.triton(q, k, v, queries[0])
         ordered = keys is None
         if ordered:  # by place in the row, which no document's start resets
-            place = jnp.arange(shape[1], dtype=jnp.int32)
-            queries = keys = queries[0], jnp.broadcast_to(place, queries[0].shape)
+            place = queries.place
+            if place is None:
+                every = jnp.arange(shape[1], dtype=jnp.int32)
+                place = jnp.broadcast_to(every, queries[0].shape)
+            queries = keys = queries[0], place
         options = {"window": window, "softcap": softcap, "ordered": ordered, "block": block}
         return blockwise(q, k, v, queries, keys, **options)
 

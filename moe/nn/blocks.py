@@ -32,10 +32,14 @@ class Run(NamedTuple):
 
 
 class Block(nnx.Module):
-    """Computes a pre-norm transformer block; `feed_forward` is an `Mlp` or a `MoE`."""
+    """Computes a pre-norm transformer block; `feed_forward` is an `Mlp` or a `MoE`.
+
+    `skip` makes the `moe.nn.skip.Skip` by which tokens go around the block; None: all pass it. The
+    context is which tokens the others see, [B, T]; None: all of them.
+    """
 
     def __init__(self, dim: int, heads: int, feed_forward: nnx.Module, *, dropout, norm_eps=1e-6,
-                 dtype, rngs):  # fmt: skip
+                 skip: Callable | None = None, dtype, rngs):  # fmt: skip
         norm = {"epsilon": norm_eps, "dtype": dtype, "rngs": rngs}
         self.norm_attention = nnx.LayerNorm(dim, **norm)
         self.attention = nnx.MultiHeadAttention(
@@ -53,15 +57,26 @@ class Block(nnx.Module):
         self.norm_feed_forward = nnx.LayerNorm(dim, **norm)
         self.feed_forward = feed_forward
         self.dropout = nnx.Dropout(dropout)
+        # The last, so that its draws move nobody else's.
+        self.skip = None if skip is None else skip(rngs=rngs)
 
-    def __call__(self, x, *, mask, train, key, context=None, cache=None, **told):
+    def __call__(self, x, **told):
+        return self.whole(x, **told) if self.skip is None else self.skip(self, x, **told)
+
+    def whole(self, x, *, mask, train, key, context=None, cache=None, **told):
+        """Computes the block for all tokens."""
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         x = constrain(x, "batch", None, None)
-        x += self._drop(self.attention(self.norm_attention(x)), keys[0])
+        seen = None if context is None else context[:, None, None, :]
+        x += self._drop(self.attention(self.norm_attention(x), mask=seen), keys[0])
         out, report = self.feed_forward(
             self.norm_feed_forward(x), mask=mask, train=train, key=keys[1], **told
         )
         return x + self._drop(out, keys[2]), report, None
+
+    def among(self, context, taken, place=None):
+        """Returns the context in which tokens see those that are taken."""
+        return taken
 
     def _drop(self, x, key):
         return self.dropout(x, deterministic=key is None, rngs=key)

@@ -1,5 +1,6 @@
 """Defines a decoder's block: grouped-query attention that sees no future, then a feed-forward."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,10 +25,15 @@ class Context(NamedTuple):
 
 
 class KeyValues(NamedTuple):
-    """Holds the keys and values of a row's tokens so far: slot s is the token at position s."""
+    """Holds the keys and values of a row's tokens so far: slot s is the token at position s.
+
+    In a block that tokens may skip, `passed` says which of them did not; it has as many axes as
+    keys, so that all of a cache lies alike.
+    """
 
     k_BSKd: jax.Array
     v_BSKd: jax.Array
+    passed_BS11: jax.Array | None = None
 
 
 class GroupedQueryAttention(nnx.Module):
@@ -93,11 +99,16 @@ class GroupedQueryAttention(nnx.Module):
         k = rotate(self._norm(self.key_norm, self.key(x_BTD)), context.angles)
         v, keys = self.value(x_BTD), None
         if cache is not None:
-            cache = write(cache, KeyValues(k, v), context.places.position)
-            k, v = cache
+            passed = None
+            if cache.passed_BS11 is not None:
+                passed = (context.places.segment > 0)[..., None, None]
+            cache = write(cache, KeyValues(k, v, passed), context.places.position)
+            k, v, passed = cache
             slot = jnp.arange(k.shape[1], dtype=jnp.int32)
             slot_BS = jnp.broadcast_to(slot, k.shape[:2])
             keys = Places(jnp.ones_like(slot_BS), slot_BS)
+            if passed is not None:  # no query is in segment -1
+                keys = Places(jnp.where(passed[..., 0, 0], 1, -1), slot_BS)
         options = {"window": self.window, "softcap": self.softcap, "backend": self.backend}
         return self.out(attention(q, k, v, context.places, keys, **options)), cache
 
@@ -116,25 +127,32 @@ def write(cache: KeyValues, new: KeyValues, position_BT) -> KeyValues:
     def put(old, new):
         return old.at[row, position_BT].set(new.astype(old.dtype), mode="drop")
 
-    return KeyValues(*map(put, cache, new))
+    return jax.tree.map(put, cache, new)
 
 
 class DecoderBlock(nnx.Module):
     """Computes a pre-norm block, x + attention(norm(x)) and then x + feed_forward(norm(x)).
 
-    `feed_forward` is an `Mlp` or a `MoE`; `context` is a `Context`, a cache `KeyValues`.
+    `feed_forward` is an `Mlp` or a `MoE`; `context` is a `Context`, a cache `KeyValues`; `skip`
+    makes the `moe.nn.skip.Skip` by which tokens go around the block, None: all pass it.
     """
 
     def __init__(self, dim: int, attention: nnx.Module, feed_forward: nnx.Module, *, dropout=0.0,
-                 norm_eps=1e-6, dtype, rngs: nnx.Rngs):  # fmt: skip
+                 norm_eps=1e-6, skip: Callable | None = None, dtype, rngs: nnx.Rngs):  # fmt: skip
         norm = {"epsilon": norm_eps, "dtype": dtype, "rngs": rngs}
         self.norm_attention = nnx.RMSNorm(dim, **norm)
         self.attention = attention
         self.norm_feed_forward = nnx.RMSNorm(dim, **norm)
         self.feed_forward = feed_forward
         self.dropout = nnx.Dropout(dropout)
+        # The last, so that its draws move nobody else's.
+        self.skip = None if skip is None else skip(rngs=rngs)
 
-    def __call__(self, x, *, mask, train, key, context: Context, cache=None, **told):
+    def __call__(self, x, **told):
+        return self.whole(x, **told) if self.skip is None else self.skip(self, x, **told)
+
+    def whole(self, x, *, mask, train, key, context: Context, cache=None, **told):
+        """Computes the block for all tokens."""
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         x = constrain(x, "batch", None, None)
         out, cache = self.attention(self.norm_attention(x), context, cache)
@@ -142,6 +160,16 @@ class DecoderBlock(nnx.Module):
         x_in, told = self.norm_feed_forward(x), told | {"tokens": context.tokens}
         out, report = self.feed_forward(x_in, mask=mask, train=train, key=keys[1], **told)
         return x + self._drop(out, keys[2]), report, cache
+
+    def among(self, context: Context, taken, place=None) -> Context:
+        """Returns the context in which tokens see those that are taken.
+
+        Tokens that are not take the segment of padding; `place` says where in the row each token
+        stands, where these are not all of it.
+        """
+        segment, position, _ = context.places
+        places = Places(jnp.where(taken, segment, 0), position, place)
+        return context._replace(places=places)
 
     def _drop(self, x, key):
         return self.dropout(x, deterministic=key is None, rngs=key)

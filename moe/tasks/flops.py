@@ -3,10 +3,12 @@
 Only matrix products are counted: all else is some hundredths of them.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from moe.models.build import skip_layers, skip_rows
 from moe.nn.dispatch import slots_per_expert
 
 
@@ -73,6 +75,22 @@ def count_experts(
         rows, router = slots / moe.group_size, 6 * tokens * dim * slots
     expert = 2 * products * dim * wide
     return router, k * tokens * expert, rows * expert
+
+
+def sum_experts(
+    config: ConfigDict, layers: Iterable[int], passing: Sequence[int], dim: int, hidden: int, **kind
+) -> tuple[float, float, float]:
+    """Returns `count_experts` of all layers together, for the tokens that pass each block."""
+    counted = [count_experts(config, passing[i], dim, hidden, **kind) for i in layers]
+    router, experts, slots = zip(*counted, strict=True) if counted else ((), (), ())
+    return sum(router), sum(experts), sum(slots)
+
+
+def count_passing(config: ConfigDict, depth: int, tokens: int) -> list[int]:
+    """Returns how many of a row's T tokens each block computes in training: T, or its slots."""
+    skipped = skip_layers(config.depth, depth, tokens)
+    slots = skip_rows(config.depth, tokens).train
+    return [slots if number in skipped else tokens for number in range(depth)]
 
 
 def dense_width(config: ConfigDict, hidden: int) -> int:

@@ -1,6 +1,7 @@
 """Learns to classify images: a vision transformer on prepared TFDS sets."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -13,12 +14,13 @@ from ml_collections import ConfigDict
 from moe.data.images import Augment, ImageSource, eval_batches, open_split, train_batches
 from moe.data.images.transforms import fit, to_float
 from moe.errors import check_all, raise_all
-from moe.models.build import feed_forward, moe_layers
+from moe.models.build import feed_forward, moe_layers, skip_layers, skip_settings
 from moe.models.vit import HEADS, POOLS, POSITIONS, SIZES, VisionTransformer
 from moe.nn.blocks import Block
+from moe.nn.skip import Skip
 from moe.ranges import RATE, SIZE, Key, annotated
 from moe.tasks import classification, topk
-from moe.tasks.flops import Flops, count_experts, dense_width
+from moe.tasks.flops import Flops, count_passing, dense_width, sum_experts
 from moe.tasks.pictures import draw_patches
 from moe.tasks.task import Batch, Metric, Reports, Shape, Sums, Task
 from moe.tasks.topk import TopK
@@ -136,10 +138,13 @@ class Images(Task):
         dense = dense_width(config, mlp_dim)
         exact = model.gelu == "exact"
         mlp = feed_forward(config.moe, config.router, layers, width, mlp_dim, dense, dtype, exact)
+        skipped = skip_layers(config.depth, depth, self.tokens(config))
+        skip = functools.partial(Skip, width, **skip_settings(config.depth))
 
         def block(number: int, tokens: int, rngs: nnx.Rngs) -> Block:
             inner = mlp(number, tokens, rngs)
             rest = {"dropout": model.dropout, "norm_eps": model.norm_eps}
+            rest["skip"] = functools.partial(skip, tokens) if number in skipped else None
             return Block(width, heads, inner, **rest, dtype=dtype, rngs=rngs)
 
         return VisionTransformer(
@@ -149,7 +154,7 @@ class Images(Task):
             patch_size=model.patch_size,
             width=width,
             block=block,
-            kinds=[i in layers for i in range(depth)],
+            kinds=[(i in layers, i in skipped) for i in range(depth)],
             scan=model.scan,
             remat=model.remat,
             pool=model.pool,
@@ -185,19 +190,21 @@ class Images(Task):
     def flops(self, config: ConfigDict) -> Flops:
         """Counts one image's, with T tokens, width D and MLP width F.
 
-        Per block: attention 8 T D^2 + 4 T^2 D, MLP 4 T D F; experts as `count_experts`.
+        Per block: attention 8 T D^2 + 4 T^2 D, MLP 4 T D F; experts as `count_experts`. Of a block
+        that tokens skip these are for the slots of a row, and its router is 2 T D.
         """
         dim, depth, hidden, _ = model_sizes(config)
         patches, tokens = _patches(config), self.tokens(config)
-        layers = len(moe_layers(config.moe.layers, depth))
-        router, experts, slots = count_experts(config, tokens, dim, hidden)
+        layers, passing = moe_layers(config.moe.layers, depth), count_passing(config, depth, tokens)
+        router, experts, slots = sum_experts(config, layers, passing, dim, hidden)
+        skipped = skip_layers(config.depth, depth, tokens)
         return Flops(
             embed=2 * patches * config.model.patch_size**2 * config.data.channels * dim,
-            attention=depth * (8 * tokens * dim**2 + 4 * tokens**2 * dim),
-            mlp=(depth - layers) * 4 * tokens * dim * hidden,
-            router=layers * router,
-            experts=layers * experts,
-            slots=layers * slots,
+            attention=sum(8 * n * dim**2 + 4 * n**2 * dim for n in passing),
+            mlp=sum(4 * n * dim * hidden for i, n in enumerate(passing) if i not in layers),
+            router=router + 2 * tokens * dim * len(skipped),
+            experts=experts,
+            slots=slots,
             head=2 * dim * config.data.num_classes,
         )
 

@@ -27,13 +27,14 @@ def draw_patches(
         of the layer's largest as opacity; a patch that no expert took stays white.
     """
     rows, columns = 1 + len(weights), len(images)
+    experts = max(weight.shape[-1] for weight in weights.values())
+    colours = plt.get_cmap("tab10" if experts <= 10 else "tab20")
     figure, axes = plt.subplots(rows, columns, figsize=(1.2 * columns, 1.3 * rows), squeeze=False)
     for axis, image, title in zip(axes[0], images, titles, strict=True):
         picture = np.clip((image + 1) / 2, 0, 1)
         axis.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray")
         axis.set_title(title, fontsize=8)
     for row, (layer, weight) in zip(axes[1:], weights.items(), strict=True):
-        colours = plt.get_cmap("tab10" if weight.shape[-1] <= 10 else "tab20")
         patches = weight[:, has_cls:]
         side = round(patches.shape[1] ** 0.5)
         for axis, patch in zip(row, patches, strict=True):
@@ -44,9 +45,7 @@ def draw_patches(
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
-    handles = [
-        plt.Rectangle((0, 0), 1, 1, color=colours(e % colours.N)) for e in range(weight.shape[-1])
-    ]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colours(e % colours.N)) for e in range(experts)]
     if len(handles) <= 20:
         labels = [str(e) for e in range(len(handles))]
         figure.legend(handles, labels, title="expert", loc="center right", fontsize=8)

@@ -13,13 +13,13 @@ from ml_collections import ConfigDict
 from moe.data.text import Mixture, TextSource, eval_batches, open_text, train_batches
 from moe.data.text.tokenizer import FILE, MARKS, fingerprint
 from moe.errors import UsageError, raise_all
-from moe.models.build import expert_settings, moe_layers
-from moe.models.decoder import Decoder, build_decoder
+from moe.models.build import expert_settings, moe_layers, skip_layers, skip_settings
+from moe.models.decoder import Decoder, build_decoder, window_of
 from moe.nn.attention import BACKENDS
 from moe.nn.cross_entropy import cross_entropy
 from moe.nn.decoder_block import QK_NORMS
 from moe.ranges import RATE, SIZE, Key
-from moe.tasks.flops import Flops, attended, count_experts, dense_width
+from moe.tasks.flops import Flops, attended, count_passing, dense_width, sum_experts
 from moe.tasks.task import Batch, Metric, Reports, Shape, Sums, Task
 from moe.tasks.text_page import write_page
 from moe.tasks.text_pictures import draw_text, fullest, split_pieces
@@ -157,6 +157,8 @@ class Text(Task):
             mlp_dim=model.mlp_dim,
             tokens=config.data.seq_len,
             expert_layers=moe_layers(moe.layers, model.depth),
+            skip_layers=skip_layers(config.depth, model.depth, config.data.seq_len),
+            skip=skip_settings(config.depth),
             experts=None if moe.dense else expert_settings(moe, config.router),
             expert_dim=moe.expert_dim,
             dense_dim=dense_width(config, model.mlp_dim),
@@ -206,24 +208,27 @@ class Text(Task):
         """Counts one row's, with T tokens, width D, MLP width F, H heads of d and K of keys.
 
         Per block: projections 4 T D d (H + K), attention 4 H d for each pair of a query and a key
-        that it sees were the row one document, SwiGLU 6 T D F; the head 2 T D V.
+        that it sees were the row one document, SwiGLU 6 T D F; the head 2 T D V. Of a block that
+        tokens skip these are for the slots of a row, and its router is 2 T D.
         """
         model, moe, tokens = config.model, config.moe, config.data.seq_len
         dim, depth, hidden, kv_heads = self.shape(config)
-        layers = len(moe_layers(moe.layers, depth))
+        layers, passing = moe_layers(moe.layers, depth), count_passing(config, depth, tokens)
         head_dim, heads = _head_dim(config), model.num_heads
-        whole = depth if not model.window else depth // (model.global_every or depth + 1)
-        pairs = whole * attended(tokens, 0) + (depth - whole) * attended(tokens, model.window)
-        router, experts, slots = count_experts(config, tokens, dim, hidden, products=3)
+        windows = [window_of(i, model.window, model.global_every) for i in range(depth)]
+        pairs = sum(attended(n, window) for n, window in zip(passing, windows, strict=True))
+        router, experts, slots = sum_experts(config, layers, passing, dim, hidden, products=3)
         shared = moe.shared_experts * (moe.expert_dim or hidden) * (not moe.dense)
+        widths = [shared if i in layers else hidden for i in range(depth)]
+        skipped = skip_layers(config.depth, depth, tokens)
         return Flops(
             embed=0,
-            attention=depth * 4 * tokens * dim * head_dim * (heads + kv_heads)
+            attention=4 * sum(passing) * dim * head_dim * (heads + kv_heads)
             + 4 * heads * head_dim * pairs,
-            mlp=6 * tokens * dim * ((depth - layers) * hidden + layers * shared),
-            router=layers * router,
-            experts=layers * experts,
-            slots=layers * slots,
+            mlp=6 * dim * sum(n * width for n, width in zip(passing, widths, strict=True)),
+            router=router + 2 * tokens * dim * len(skipped),
+            experts=experts,
+            slots=slots,
             head=2 * tokens * dim * config.data.vocabulary,
         )
 

@@ -29,7 +29,7 @@ def write_page(
       weights: of each row, for each layer [T, E].
     """
     layers = list(weights[0])
-    experts = weights[0][layers[0]].shape[-1]
+    experts = max(weights[0][layer].shape[-1] for layer in layers)
     data = {
         "layers": layers,
         "colours": [colors.to_hex(colour) for colour in colour_experts(experts)],

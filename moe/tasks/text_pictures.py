@@ -79,7 +79,7 @@ def draw_text(path: pathlib.Path, pieces: Sequence[str], weights: Mapping[int, n
     if len(layers) > LAYERS:
         layers = [layers[i] for i in np.linspace(0, len(layers) - 1, LAYERS).round().astype(int)]
     lines = _wrap(pieces)[: _room(len(layers))]
-    height, experts = len(lines) * HIGH, next(iter(weights.values())).shape[-1]
+    height, experts = len(lines) * HIGH, max(w.shape[-1] for w in weights.values())
     width = max(40, *map(len, lines)) * WIDE
     shape = (width / 8 + 1.2, len(layers) * (height / 8 + 0.2))
     figure, axes = plt.subplots(len(layers), figsize=shape, squeeze=False, layout="constrained")

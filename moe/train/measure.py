@@ -38,7 +38,8 @@ def evaluate(eval_step: Callable, params: Any, batches: Iterable, put: Callable)
 
 
 def routing_table(total: dict[str, Any]) -> dict[int, dict[str, float]]:
-    """Returns, for each layer of experts, how evenly it used them and what it dropped.
+    """Returns, for each layer of experts, how evenly it used them and what it dropped; a block that
+    tokens may skip counts as one expert.
 
     load_entropy: entropy of the experts' loads over log E, 1 when all are equal; largest_share: the
     busiest expert's part of all tokens; max_over_mean_load: that in fair shares; dead_experts:
@@ -53,7 +54,7 @@ def routing_table(total: dict[str, Any]) -> dict[int, dict[str, float]]:
         logs = np.log(np.where(share > 0, share, 1))
         tokens = max(float(total["tokens"][layer]), 1e-30)
         row = {
-            "load_entropy": float(-(share * logs).sum() / np.log(max(len(share), 2))),
+            "load_entropy": abs(float((share * logs).sum() / np.log(max(len(share), 2)))),
             "largest_share": float(share.max()),
             "max_over_mean_load": float(share.max() * len(share)),
             "dead_experts": int((share < DEAD / len(share)).sum()),

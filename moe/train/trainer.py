@@ -141,6 +141,8 @@ def _announce(run: Run, workdir: pathlib.Path, start: int) -> None:
     total = count_parameters(run.params)
     active = count_parameters(run.params, min(1, k / moe.num_experts)) if sparse else total
     router = f"router {config.router.name}, {moe.num_experts} experts" if sparse else "dense"
+    if (skipped := config.depth.layers) not in ("none", ""):
+        router += f", blocks {skipped} for tokens by {config.depth.router}"
     where = f"continuing {workdir} at step {start}" if start else f"training in {workdir}"
     say(
         f"{where}: {config.data.name}, {router}, {total:,} parameters ({active:,} active), "

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -109,7 +109,7 @@ def result(config: ConfigDict, rows: Sequence[Mapping[str, float]]) -> Result:
         units=config.batch_size * task.units(config),
         flops=counted[-1][1],
         curve=curve,
-        experts=_mean_experts(rows),
+        experts=_mean_experts(rows, _sparse_layers(config)),
         layers=_layers(final),
         kept=final.get(f"{PHASE}/nonzero_share"),
         nonzero=final.get("eval/nonzero_share"),
@@ -146,13 +146,13 @@ def _unused(config: ConfigDict, flops: Flops, row: Mapping[str, float]) -> float
     """Returns the FLOPs of an example that a router saved by choosing fewer experts than K; less
     than 0 where it chose more."""
     moe, router = config.moe, config.router[config.router.name]
-    chosen = _experts(row, "train")
+    layers = _sparse_layers(config)
+    chosen = _experts(row, "train", layers)
     if moe.dense or moe.dispatch != "dropless" or not chosen or flops.slots != flops.experts:
         return 0.0
     k = min(router.k, moe.num_experts)
-    layers = len(moe_layers(moe.layers, task_of(config).shape(config).depth))
     bound = max(1, moe.dropless_bound) * k  # what is above it finds no room
-    return sum(flops.experts / layers * (1 - min(each, bound) / k) for each in chosen)
+    return sum(flops.experts / len(layers) * (1 - min(each, bound) / k) for each in chosen)
 
 
 def _at(counted: Sequence[tuple[int, float]], step: int) -> float:
@@ -163,16 +163,23 @@ def _at(counted: Sequence[tuple[int, float]], step: int) -> float:
     return counted[-1][1]
 
 
-def _experts(row: Mapping[str, float], phase: str) -> list[float]:
-    end = "/experts_per_token"
-    return [v for k, v in row.items() if k.startswith(f"{phase}/layer_") and k.endswith(end) and v]
+def _sparse_layers(config: ConfigDict) -> frozenset[int]:
+    """Returns the numbers of the blocks with experts: others that report are skipped by tokens."""
+    moe = config.moe
+    depth = task_of(config).shape(config).depth
+    return frozenset() if moe.dense else moe_layers(moe.layers, depth)
 
 
-def _mean_experts(rows) -> float | None:
+def _experts(row: Mapping[str, float], phase: str, layers: Iterable[int]) -> list[float]:
+    found = (row.get(f"{phase}/layer_{layer}/experts_per_token") for layer in sorted(layers))
+    return [value for value in found if value]
+
+
+def _mean_experts(rows, layers: Iterable[int]) -> float | None:
     """Returns the experts of a token, the mean over the layers and all steps of training."""
     total, steps, before = 0.0, 0, 0
     for row in rows:
-        if chosen := _experts(row, "train"):
+        if chosen := _experts(row, "train", layers):
             total += statistics.fmean(chosen) * (row["step"] - before)
             steps += row["step"] - before
             before = row["step"]

@@ -57,6 +57,8 @@ def xla_flops(run, train: bool) -> float:
         {"router__name": "soft_moe"},
         {"moe__dense": "true"},
         {"router__name": "topk", "moe__dispatch": "dense"},
+        {"depth__layers": "0", "depth__router": "topk", "depth__capacity": "0.25"},
+        {"depth__layers": "0", "depth__router": "threshold", "depth__bound": "0.5"},
     ],
     ids=lambda overrides: "-".join(overrides.values()),
 )
