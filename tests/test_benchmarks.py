@@ -10,6 +10,7 @@ from benchmarks import (
     __main__,
     accelerator,
     accuracy,
+    depth,
     exactly_k,
     memory,
     moe_layer,
@@ -115,3 +116,10 @@ def test_marginals_that_times_are_held_to_are_those_of_all_sets():
     has = (sets[:, :, None] == np.arange(6)).any(1)
     right = weight @ has / weight.sum(-1, keepdims=True)
     np.testing.assert_allclose(exactly_k.marginals(x, 3), right, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_tokens_that_skip_a_block_leave_as_they_came():
+    rows = depth.compare(depth.Problem(2, 16, 16, 32, 2, "float32"), 0.01)
+    assert {row["status"] for row in rows} == {"ok"} and len(rows) == 10
+    assert {row.get("error", 0) for row in rows} == {0} and rows[1]["slots"] == 8

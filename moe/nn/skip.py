@@ -153,8 +153,12 @@ class Skip(nnx.Module):
         slots = self._slots(length, train)
         told = {"train": train, "key": key, "cache": cache}
         if slots == length:
-            context = block.among(context, weights_BT > 0)
-            y_BTD, cache = _pass(block, x_BTD, weights_BT, context=context, **told)
+            told["context"] = block.among(context, weights_BT > 0)
+            run = functools.partial(_pass, block, x_BTD, weights_BT, **told)
+            if cache is not None and length == 1:  # text is generated: all rows may skip the block
+                y_BTD, cache = jax.lax.cond((weights_BT > 0).any(), run, lambda: (x_BTD, cache))
+            else:
+                y_BTD, cache = run()
             kept_BT = weights_BT
         else:
             pick = mesh.on_groups(functools.partial(_pick, slots, self.causal))

@@ -35,6 +35,8 @@ TRAIN = {
     "--config.moe.layers": (
         "last|last-|last-0|last--1|last-9|every-0|every-9|1,1|9|-1|1;3|1,|all|1.5"
     ),
+    "--config.depth.layers": "last|every-9|1,1|9|all|1",
+    "--config.depth.router": "|threshhold",
     "--config.data.name": "|nowhere|../x|gs://x|digits/other|digits:9.9.9|a b",
     "--config.data.train_split": "|valid|train[|train[:0%]|train[99999:]",
     "--config.data.eval_split": "|valid|test[5:2]",

@@ -16,6 +16,8 @@ ALL = "all"
 # What rows must share to be comparable, or what makes a row and has a way of its own to be said.
 SHARED = ("task", "seed", "router.name", "moe.dense")
 SHARED += ("data.name", "data.data_dir", "data.train_split", "data.eval_split")
+# Sections whose settings have names as those of a row's router: of these the section is said too.
+IN_FULL = ("router.", "depth.")
 _LONGEST = 120  # letters of a folder's name
 
 
@@ -125,7 +127,7 @@ def full_key(name: str, keys: Mapping[str, object]) -> str:
     Raises:
       UsageError: there is none, or several, or it is one that all rows share.
     """
-    ends = [key for key in keys if key.endswith("." + name) and not key.startswith("router.")]
+    ends = [key for key in keys if key.endswith("." + name) and not key.startswith(IN_FULL)]
     if name in keys:
         ends = [name]
     if not ends:

@@ -138,6 +138,7 @@ _NOT_THERE = {
     "model.attention_softcap": 0.0,
     "model.global_every": 0,
     "moe.shared_experts": 0,
+    "depth.layers": "none",
     "moe.dense": False,
 }
 _DEFAULTS = {
@@ -172,6 +173,7 @@ def _arithmetic(settings: Mapping[str, Any]) -> dict[str, Any]:
     layers = moe_layers(settings["moe.layers"], settings["model.depth"])
     found["moe.layers"] = _spec(set(layers), settings["model.depth"])
     found["moe.dense"] = settings["moe.dense"] and bool(layers)
+    found["depth.layers"] = settings["depth.layers"] or "none"
     if layers:
         found["moe.expert_dim"] = settings["moe.expert_dim"] or settings["model.mlp_dim"]
         found["router.name"] = name = settings["router.name"]

@@ -58,6 +58,7 @@ class Vit(NamedTuple):
             "model.position": "learned",
             "model.head": "linear",
             "moe.layers": "none",
+            "depth.layers": "none",
         }
 
     def published(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +86,8 @@ class Vit(NamedTuple):
         names = ("patch_size", "norm_eps", "gelu", "pool", "position", "head")
         found = _sizes(settings) | {f"model.{name}": settings[f"model.{name}"] for name in names}
         found |= {f"data.{n}": settings[f"data.{n}"] for n in ("image_size", "channels")}
-        return found | {"moe.layers": settings["moe.layers"] or "none"}
+        layers = ("moe.layers", "depth.layers")
+        return found | {key: settings[key] or "none" for key in layers}
 
 
 _DEFAULTS = {

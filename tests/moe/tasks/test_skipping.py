@@ -9,6 +9,7 @@ from flax import nnx
 from moe import cli, config
 from moe.errors import UsageError
 from moe.store.checkpoint import named
+from moe.store.huggingface import families
 from moe.tasks import TASKS, task_of
 from moe.train.origins import origin_of_each
 from moe.train.run import set_up
@@ -118,3 +119,14 @@ def test_a_dense_stand_in_may_be_skipped(tiny):
     whole = tiny(**IMAGE, moe__dense="true")
     less, more = (task_of(c).flops(c) for c in (chosen, whole))
     assert less.experts == more.experts * 2 / T and less.mlp == more.mlp
+
+
+@pytest.mark.parametrize("task", ["images", "text"])
+def test_no_published_family_has_it(task, tiny, tiny_text):
+    own = {"depth__layers": "1", "depth__router": "threshold"}
+    chosen = tiny(**PLAIN, **own) if task == "images" else tiny_text(moe__layers="none", **own)
+    with pytest.raises(UsageError, match=r"needs .*--format=plain"):
+        families.of_run(config.flatten(chosen), None)
+    if task == "images":
+        with pytest.raises(UsageError, match=r"vit needs depth.layers='none', not '1'"):
+            families.of_run(config.flatten(chosen), "vit")
