@@ -136,7 +136,7 @@ class Decoder(nnx.Module):
         passed = jnp.zeros((batch, length, 1, 1), bool)
 
         def cache(number: int) -> KeyValues:
-            skips = getattr(self.blocks, str(number)).skip is not None
+            skips = getattr(getattr(self.blocks, str(number)), "skip", None) is not None
             return KeyValues(empty, empty, passed if skips else None)
 
         return self.blocks.caches(cache)

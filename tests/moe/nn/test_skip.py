@@ -103,7 +103,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("topk", "sparse in half", "threshold in a quarter")
+
+
+def each(names):
+    return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", each(CASES))
 def test_it_is_the_block_on_the_taken_tokens_and_nothing_for_the_others(name):
     settings, weights, slots = CASES[name]
     kept = heaviest(weights, slots)
@@ -124,7 +131,7 @@ def test_it_is_the_block_on_the_taken_tokens_and_nothing_for_the_others(name):
     assert (report.dropped > 0) == ((weights > 0).sum(1) > slots).any()
 
 
-@pytest.mark.parametrize("name", ["sparse", "threshold in a quarter"])
+@pytest.mark.parametrize("name", each(["sparse", "threshold in a quarter"]))
 def test_evaluation_drops_nothing(name):
     settings, weights, _ = CASES[name]
     _, report, _ = apply(block(**settings), train=False)
@@ -156,7 +163,7 @@ def test_gradients_reach_who_is_taken_but_not_from_a_hard_choice():
         return quick_jit(jax.grad(loss))(state)["skip"]["router"]["kernel"][...]
 
     assert not gradient(router="topk", capacity=0.25).any()
-    for settings in ({"router": "topk", "gated": True}, {"strength": 2.0}, SOME):
+    for settings in ({"strength": 2.0}, SOME):
         found = gradient(**settings)
         assert jnp.isfinite(found).all() and jnp.abs(found).max() > 1e-3
 
@@ -169,7 +176,7 @@ def test_the_loss_of_gates_is_the_share_taken_times_the_mean_gate():
     np.testing.assert_allclose(report.aux_loss, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["topk", "sparse", "threshold"])
+@pytest.mark.parametrize("name", each(["gated", "sparse", "threshold in a quarter"]))
 def test_padding_passes_no_block(name):
     made = block(**CASES[name][0])
     mask = jnp.arange(T)[None] < jnp.array([T, 9, 0])[:, None]
@@ -249,7 +256,7 @@ def test_no_bit_depends_on_a_later_token(train):
     assert all(dropped) if train else not any(dropped)
 
 
-@pytest.mark.parametrize("router", ["topk", "sparse"])
+@pytest.mark.parametrize("router", each(["topk", "sparse"]))
 def test_the_same_test_catches_a_choice_along_the_row(router, monkeypatch):
     with pytest.raises(ValueError, match="causal model needs router='threshold'"):
         build_decoder(**SIZES, skip={"router": router}, rngs=nnx.Rngs(0))
