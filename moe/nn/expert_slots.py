@@ -34,21 +34,26 @@ def suit(sizes_E, rows: int):
 
 
 def forward(exact, keep: bool, x_ND, parameters: Parameters, sizes_E):
-    """Returns the result and, if `keep`, what comes before the activation in the slots, E C of N
-    rows; that of rows without a slot is not kept."""
+    """Returns the result and, if `keep`, x times `wide` and `gate` in the slots, E C of N rows.
+
+    A pass over all hidden units is slow, so these are without biases, as the product writes them.
+    Of rows that have no slot nothing is kept.
+    """
     place = _slots(sizes_E, len(x_ND))
-    hidden = jax.vmap(blocks.before)(parameters, place.gather(x_ND))
-    active = activate(*hidden, exact=exact)
+    x_ECD, kernels = place.gather(x_ND), [parameters.wide, parameters.gate]
+    products = [x_ECD @ kernel for kernel in kernels if kernel is not None]
+    active = activate(*_with_biases(parameters, products), exact=exact)
     y_ECD = jax.vmap(blocks.linear)(active, parameters.narrow, parameters.bias_narrow)
     (y_ND,) = blocks.forward(exact, x_ND, parameters, place.rest, [place.back(y_ECD)])
-    return y_ND, *[_rows(a, len(x_ND)) for a in hidden if keep]
+    return y_ND, *[_rows(a, len(x_ND)) for a in products if keep]
 
 
-def backward(exact, x_ND, parameters: Parameters, sizes_E, hidden, g_ND):
+def backward(exact, x_ND, parameters: Parameters, sizes_E, products, g_ND):
     """Returns the derivatives by the rows and by the parameters."""
     place = _slots(sizes_E, len(x_ND))
-    hidden = [a[: place.row_EC.size].reshape(*place.row_EC.shape, -1) for a in hidden]
+    products = [a[: place.row_EC.size].reshape(*place.row_EC.shape, -1) for a in products]
     x_ECD, g_ECD = place.gather(x_ND), place.gather(g_ND)
+    hidden = _with_biases(parameters, products)
     active, pull = jax.vjp(lambda *hidden: activate(*hidden, exact=exact), *hidden)
     slopes = pull(jnp.einsum("ecd,efd->ecf", g_ECD, parameters.narrow).astype(active.dtype))
     kernels = [parameters.wide, parameters.gate]
@@ -100,6 +105,12 @@ def _slots(sizes_E, rows: int) -> _Slots:
         own_N=within_N < jnp.minimum(sizes_E, count)[expert_N],
         rest=Runs(firsts_E + count, jnp.maximum(sizes_E - count, 0)),
     )
+
+
+def _with_biases(parameters: Parameters, products):
+    """Returns what comes before the activation in the slots."""
+    biases = (parameters.bias_wide, parameters.bias_gate)
+    return [a if b is None else a + b[:, None] for a, b in zip(products, biases, strict=False)]
 
 
 def _rows(a_ECF, rows: int):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.nn import expert_rows
+from moe.nn import expert_rows, expert_slots
 from moe.nn.expert_rows import Parameters, mlp_rows
 from moe.nn.mlp import activate
 from tests.moe.conftest import quick_jit
@@ -15,6 +15,11 @@ from tests.moe.nn.test_grouped import SIZES, D, F
 
 SIZES = SIZES | {"large blocks and small ones": ([301, 0, 128, 33], 470)}
 SIZES |= {"few rows": ([5, 0, 3], 9)}
+SLOTS = {  # most of the slots are filled, and some experts have rows beyond theirs
+    "slots, an expert empty": ([30, 0, 21, 22, 25], 100),
+    "slots for all rows but three": ([30, 19, 21, 22, 9], 103),
+}
+SIZES |= SLOTS
 KINDS = {"plain": (False, True), "gated": (True, False), "gated with biases": (True, True)}
 
 
@@ -88,14 +93,35 @@ def test_the_products_of_accelerators_are_the_same_function(kind, monkeypatch):
     assert_close(whole, blocks)
 
 
-def test_sums_of_bfloat16_rows_are_float32():
-    rows, one = 300, jnp.ones((1, 1, 1), jnp.bfloat16)
+@pytest.mark.parametrize("case", SIZES)
+def test_slots_are_for_rows_spread_over_all_experts(case):
+    sizes, rows = SIZES[case]
+    taken = expert_slots.slots(rows, len(sizes)) and expert_slots.suit(jnp.array(sizes), rows)
+    assert bool(taken) == (case in SLOTS)
+
+
+def test_nan_rows_stay_in_their_expert():
+    sizes, rows = SLOTS["slots, an expert empty"]
+    x, parameters, weight = inputs(len(sizes), rows, True, True)
+    x = x.at[jnp.array([0, 50])].set(jnp.nan)  # in a slot of expert 0, and beyond those of 2
+    ours = both(lambda x, p: mlp_rows(x, p, jnp.array(sizes)), weight)
+    (_, out), (dx, slopes) = ours(x, parameters)
+    for a in (out, dx):
+        assert np.flatnonzero(np.isnan(a).any(1)).tolist() == [0, 50]
+    for a in (slopes.wide, slopes.gate, slopes.narrow):
+        assert np.flatnonzero(np.isnan(a).any((1, 2))).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("sizes", [[300], [300, 100]])  # of these 200 have slots
+def test_sums_of_bfloat16_rows_are_float32(sizes):
+    rows, one = sum(sizes), jnp.ones((len(sizes), 1, 1), jnp.bfloat16)
     ones = jnp.ones((rows, 1), jnp.bfloat16)
-    parameters = Parameters(wide=50 * one, narrow=one, bias_narrow=one[:, 0])
+    parameters = Parameters(wide=52 * one, narrow=one, bias_narrow=one[:, 0])
 
     def total(parameters):
-        return mlp_rows(ones, parameters, jnp.array([rows])).sum()
+        return mlp_rows(ones, parameters, jnp.array(sizes)).sum()
 
     slopes = jax.grad(total)(parameters)
     assert float(slopes.bias_narrow[0, 0]) == 300 and slopes.wide.dtype == jnp.bfloat16
-    assert float(slopes.narrow[0, 0, 0]) == 15_000 // 64 * 64  # of 300 times 50, to eight bits
+    # 300 times 52 to eight bits; 200 times 52 to eight bits and then the rest would be 15,552.
+    assert float(slopes.narrow[0, 0, 0]) == 15_616
