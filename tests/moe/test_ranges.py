@@ -25,7 +25,8 @@ ZERO |= {
 }
 ZERO |= {"prune.strength", "prune.final_strength", "topk.largest_margin"}
 ZERO |= {"optimizer.warmup", "optimizer.warmup_steps", "router.topk.noise"}
-MINUS_ONE.add("router.threshold.bias")
+ZERO |= {f"depth.{key}" for key in ("alpha", "bound", "final_strength", "start")}
+MINUS_ONE |= {"router.threshold.bias", "depth.start"}
 OFF = ("importance", "load", "balance", "z", "simbal", "entropy", "sparsity")
 OFF += ("null_experts", "final_strength", "rate", "decay", "cutoff", "bias")
 ZERO |= {n for n in NUMBERS if n.startswith("router.") and n.rpartition(".")[2] in OFF}

@@ -16,8 +16,9 @@ ALL = "all"
 # What rows must share to be comparable, or what makes a row and has a way of its own to be said.
 SHARED = ("task", "seed", "router.name", "moe.dense")
 SHARED += ("data.name", "data.data_dir", "data.train_split", "data.eval_split")
-# Sections whose settings have names as those of a row's router: of these the section is said too.
-IN_FULL = ("router.", "depth.")
+# Sections whose settings have names that a row's router, or another section, has: of these the
+# section is said too.
+IN_FULL = ("router.", "depth.", "prune.", "topk.", "optimizer.compress.")
 _LONGEST = 120  # letters of a folder's name
 
 

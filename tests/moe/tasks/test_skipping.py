@@ -124,7 +124,8 @@ def test_a_dense_stand_in_may_be_skipped(tiny):
 @pytest.mark.parametrize("task", ["images", "text"])
 def test_no_published_family_has_it(task, tiny, tiny_text):
     own = {"depth__layers": "1", "depth__router": "threshold"}
-    chosen = tiny(**PLAIN, **own) if task == "images" else tiny_text(moe__layers="none", **own)
+    text = {"moe__layers": "none", "data__vocabulary": "257"}
+    chosen = tiny(**PLAIN, **own) if task == "images" else tiny_text(**text, **own)
     with pytest.raises(UsageError, match=r"needs .*--format=plain"):
         families.of_run(config.flatten(chosen), None)
     if task == "images":
