@@ -1,0 +1,1 @@
+"""Spells words out in sounds, by a model that is trained through its own beam search."""

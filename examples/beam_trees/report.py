@@ -1,0 +1,49 @@
+"""Shows what the arms read right: a table with a column for each set, and a picture of it."""
+
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from examples import columns
+from examples.report import Metric
+from moe import outputs
+
+
+def show(
+    results: Sequence[dict],
+    tests: Sequence[str],
+    reference: str,
+    names: Mapping[str, str],
+    title: str,
+    out: pathlib.Path,
+) -> None:
+    """Prints the table, and writes table.md and picture.png into `out`."""
+    metrics = [Metric(test, test, percent=True) for test in tests]
+    text = f"{title}\n\n{columns.markdown(results, metrics, reference, names)}"
+    outputs.write(out / "table.md", lambda fresh: fresh.write_text(text))
+    figure = draw(results, tests, names, title)
+    outputs.write(out / "picture.png", lambda fresh: figure.savefig(fresh, dpi=130))
+    print(f"\n{text}\nwrote {out}/table.md and picture.png")
+
+
+def draw(results: Sequence[dict], tests: Sequence[str], names: Mapping[str, str], title: str):
+    """Returns a figure with a line for each arm over the sets, its seeds as points."""
+    figure = Figure((8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    arms = list(dict.fromkeys(result["arm"] for result in results))
+    for number, arm in enumerate(arms):
+        own = [result for result in results if result["arm"] == arm]
+        colour = "0.6" if arm == "commonest" else f"C{number}"
+        means = [100 * statistics.fmean(result[test] for result in own) for test in tests]
+        label = names[arm].replace("`", "")
+        axis.plot(range(len(tests)), means, color=colour, label=label)
+        for result in own:
+            values = [100 * result[test] for test in tests]
+            axis.plot(range(len(tests)), values, "o", color=colour, alpha=0.4, markersize=4)
+    axis.set_xticks(range(len(tests)), tests)
+    axis.set(title=title, ylabel="read right, %", ylim=(0, 102))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8)
+    return figure

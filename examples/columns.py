@@ -1,0 +1,38 @@
+"""Makes the table of an example with several numbers for each arm: a column each."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from examples import report
+from examples.report import Metric
+
+
+def markdown(
+    results: Sequence[dict], metrics: Sequence[Metric], reference: str, names: Mapping[str, str]
+) -> str:
+    """Returns a row for each arm: mean ± standard deviation, and better or worse if it is.
+
+    Both are said of differences to the reference of runs with the same seed, whose p-values are
+    Holm-corrected over the arms of a column; nothing is said where they do not tell them apart.
+
+    Args:
+      results: of runs, each with "arm", "width", "seed", "seconds" and the metrics' keys.
+      names: of the arms.
+    """
+    columns = [report.rows(results, metric, reference) for metric in metrics]
+    titles = ["arm", *(metric.title for metric in metrics), "seconds"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for rows in zip(*columns, strict=True):
+        cells = [names[rows[0].arm]]
+        cells += [_cell(row, metric) for row, metric in zip(rows, metrics, strict=True)]
+        lines.append("| " + " | ".join([*cells, f"{rows[0].seconds:.0f}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: report.Row, metric: Metric) -> str:
+    values = [value * (100 if metric.percent else 1) for value in row.values.values()]
+    digits = 2 if metric.percent else 4
+    text = f"{statistics.fmean(values):.{digits}f}" + " %" * metric.percent
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.{digits}f}"
+    return f"{text}, {row.verdict}" if row.verdict in ("better", "worse") else text

@@ -1,0 +1,47 @@
+"""The tables of the two searches, and what their commands refuse."""
+
+import pytest
+
+from examples import columns
+from examples.beam_search import __main__ as beam_search
+from examples.beam_trees import __main__ as beam_trees
+from examples.beam_trees import report
+from examples.report import Metric
+from moe.errors import UsageError
+
+
+def runs():
+    values = {"hard": (0.5, 0.52, 0.54), "soft": (0.81, 0.80, 0.86), "commonest": (0.1, 0.1, 0.1)}
+    return [
+        {"arm": arm, "width": 0.0, "seed": seed, "seconds": 2.0, "near": x, "far": x / 2}
+        for arm, own in values.items()
+        for seed, x in enumerate(own)
+    ]
+
+
+def test_a_row_for_each_arm_and_a_column_for_each_metric():
+    metrics = [Metric("near", "close by", percent=True), Metric("far", "error", higher=False)]
+    names = {"hard": "hard beams", "soft": "soft ones", "commonest": "none"}
+    lines = columns.markdown(runs(), metrics, "hard", names).splitlines()
+    assert lines[0] == "| arm | close by | error | seconds |"
+    assert lines[2] == "| hard beams | 52.00 % ± 2.00 | 0.2600 ± 0.0100 | 2 |"
+    assert lines[3] == "| soft ones | 82.33 % ± 3.21, better | 0.4117 ± 0.0161, worse | 2 |"
+    figure = report.draw(runs(), ["near", "far"], names, "title")
+    assert [line.get_label() for line in figure.axes[0].lines[::4]] == list(names.values())
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "message"),
+    [
+        (beam_trees.main, ["--beams=1"], "--arms=greedy"),
+        (beam_trees.main, ["--arms=gold,non"], "'non' is none of"),
+        (beam_trees.main, ["--rate=0"], "--rate=0: expected numbers above 0"),
+        (beam_trees.main, ["--task=sums"], "invalid choice: 'sums'"),
+        (beam_search.main, ["--words=0"], "0 is below 1"),
+        (beam_search.main, ["--data_dir=/nowhere"], "python -m examples.data cmudict"),
+    ],
+)
+def test_wrong_flags_are_one_line(main, argv, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        main([*argv, f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
