@@ -149,6 +149,7 @@ def test_impressions_are_what_they_say(ratings, made):
     np.testing.assert_array_equal(made.genres[1 + np.searchsorted(films, 1007)], [0, 1, 1])
 
 
+@pytest.mark.slow
 def test_a_tiny_run_has_a_row_for_every_arm(tmp_path, ratings, capsys):
     np.savez(tmp_path / "movielens.npz", **ratings)
     arms = "random,item_mean,popularity,bce,lambda,fenchel_young,sparse,hard"

@@ -89,6 +89,7 @@ def test_clients_have_their_own_classes():
     np.testing.assert_array_equal(data.x, local_updates.split_by_class(0, 2).x)
 
 
+@pytest.mark.slow
 def test_the_example_writes_its_table_and_picture(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(local_updates, "METHODS", local_updates.METHODS[:1])
     local_updates.main(["--rounds=2", "--seeds=2", "--classes=5", f"--out={tmp_path}"])

@@ -80,6 +80,7 @@ def test_the_parts_of_the_digits_are_apart():
     assert len(queries.labels) == 5 and candidates.images.shape == (7, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_has_a_row_for_every_arm(tmp_path, capsys):
     flags = "--steps=2 --queries=8 --candidates=16 --k=3 --dim=8 --limit=60 --seeds=1 --widths=0.3"
     arms = "sparse,hard,perturbed,head,head_votes,softmax,pixels"

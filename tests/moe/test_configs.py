@@ -19,7 +19,6 @@ from tests.moe.conftest import TINY_TEXT, build_model, open_source, quick_jit
 CONFIGS = sorted(pathlib.Path("configs").glob("[!_]*.py"))
 TEXTS = [file for file in CONFIGS if cli.load_config(str(file), {}).task == "text"]
 IMAGES = [file for file in CONFIGS if file not in TEXTS]
-QUICK = ("vmoe_15b",)  # it has all that big models need; the default trains in other tests
 SHRUNK = {
     "num_steps": "20",
     "batch_size": "64",
@@ -76,12 +75,9 @@ def test_a_step_is_traced(file):
     assert named(new).keys() == named(state).keys() and sums["loss"].shape == ()
 
 
-@pytest.mark.parametrize("dense", ["false", pytest.param("true", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "file",
-    [f if f.stem in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in IMAGES],
-    ids=lambda file: file.stem,
-)
+@pytest.mark.slow  # every config is traced above, and the default trains in other tests
+@pytest.mark.parametrize("dense", ["false", "true"])
+@pytest.mark.parametrize("file", IMAGES, ids=lambda file: file.stem)
 def test_builds_and_takes_a_step(file, dense):
     config = cli.load_config(str(file), SHRUNK | {"moe.dense": dense})
     data = source(1 if file.stem in ("digits", "fashion_mnist") else 3)

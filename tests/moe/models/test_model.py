@@ -19,6 +19,8 @@ from tests.jaxprs import float32_precisions
 from tests.kinds import each_kind
 from tests.moe.conftest import build_model, quick_jit
 
+THREE = ("topk", "sparse_expert_choice", "sparse_threshold")  # each compiles a model
+
 
 def sized(config):
     config.data.update({"image_size": 8, "channels": 1, "num_classes": 10})
@@ -73,7 +75,7 @@ def test_gradients_reach_every_parameter(name, pool, tiny, images):
         assert exempt or jnp.abs(grad).max() > 0, path
 
 
-@pytest.mark.parametrize("name", each_kind(ROUTERS))
+@pytest.mark.parametrize("name", each_kind(ROUTERS, quick=THREE))
 @pytest.mark.parametrize("group_size", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_padding_changes_nothing(name, group_size, tiny, images):
     config = sized(tiny(router__name=name, moe__group_size=str(group_size)))
@@ -87,7 +89,7 @@ def test_padding_changes_nothing(name, group_size, tiny, images):
     np.testing.assert_array_equal(a.reports[1].load_E, b.reports[1].load_E)
 
 
-@pytest.mark.parametrize("name", each_kind(ROUTERS))
+@pytest.mark.parametrize("name", each_kind(ROUTERS, quick=THREE))
 def test_a_prediction_depends_on_its_own_example_alone(name, tiny, images):
     model = build_model(sized(tiny(router__name=name)), nnx.Rngs(0))
     model.head.kernel[...] = jax.random.normal(jax.random.key(2), (16, 10))

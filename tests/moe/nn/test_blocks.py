@@ -92,6 +92,7 @@ def test_loops_and_rematerialisation_change_no_number(scan, remat, plain, tiny):
         np.testing.assert_allclose(grad, plain[2][name], rtol=1e-4, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_loops_share_a_budget_as_single_blocks_do(tiny):
     """Also where a layer of the loop has spent other than the next."""
     settings = SIZES | {"router__name": "sparse_budget"}

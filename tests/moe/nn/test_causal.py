@@ -116,7 +116,7 @@ def test_the_same_test_catches_another_order_of_slots(name, dispatch, settings):
     assert leaks(compiled(model, train=True), drops=True)
 
 
-@pytest.mark.parametrize("dispatch", ["capacity", "dense"])
+@pytest.mark.parametrize("dispatch", ["capacity", pytest.param("dense", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", each_kind(CAUSAL))
 def test_in_evaluation_a_row_or_its_beginning_alone_is_the_same(name, dispatch):
     apply = compiled(layer(name, dispatch), train=False)

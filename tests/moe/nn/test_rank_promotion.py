@@ -9,7 +9,7 @@ import routers
 from moe.nn.dispatch import DISPATCHES
 from moe.train.run import set_up
 from routers import ROUTERS
-from tests.kinds import each_kind
+from tests.kinds import KINDS
 from tests.moe.conftest import open_source
 
 SETTINGS = {"data__augment__mixup": "0.4", "optimizer__ema_decay": "0.9", "model__dropout": "0.1"}
@@ -22,8 +22,12 @@ def raise_on_promotion():
         yield
 
 
-@pytest.mark.parametrize("dispatch", DISPATCHES)
-@pytest.mark.parametrize("router", each_kind(ROUTERS))
+CASES = [(router, dispatch) for router in ROUTERS for dispatch in DISPATCHES]
+QUICK = {(kind, "capacity") for kind in KINDS} | {("topk", dispatch) for dispatch in DISPATCHES}
+CASES = [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+
+
+@pytest.mark.parametrize(("router", "dispatch"), CASES)
 def test_steps_of_training_and_evaluation(router, dispatch, tiny):
     config = tiny(router__name=router, moe__dispatch=dispatch, model__position="sincos", **SETTINGS)
     run = set_up(config, open_source(config, "train"))

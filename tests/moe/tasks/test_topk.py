@@ -104,6 +104,7 @@ def test_a_step_draws_noise_and_an_evaluation_does_not(tiny):
     assert from_operator.shape == (8,)
 
 
+@pytest.mark.slow
 def test_a_run_with_margins_and_a_cosine_head(tiny, tmp_path):
     settings = {"loss": "topk_hinge", "topk__k": "3", "topk__largest_margin": "0.2"}
     settings |= {"topk__strength": "0.01", "model__head": "cosine", "data__augment__mixup": "0.2"}

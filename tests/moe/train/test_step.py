@@ -68,6 +68,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny):
     np.testing.assert_array_equal(sums["load"]["1"], sums_of_parts["load"]["1"])
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_mean_of_their_own_auxiliary_losses(tiny):
     settings = {"router__name": "topk", "router__topk__noise": "0", "router__topk__load": "0"}
     settings |= {"router__topk__balance": "10", "router__topk__z": "1", "batch_size": "32"}
