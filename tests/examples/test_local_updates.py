@@ -95,7 +95,7 @@ def test_the_example_writes_its_table_and_picture(tmp_path, capsys, monkeypatch)
     local_updates.main(["--rounds=2", "--seeds=2", "--classes=5", f"--out={tmp_path}"])
     text = (tmp_path / "local_updates.md").read_text()
     assert (
-        "| gradient descent | 1 | 0.2 | 650 numbers |" in text and text in capsys.readouterr().out
+        "| gradient descent | 1 | 0.1 | 650 numbers |" in text and text in capsys.readouterr().out
     )
     assert (tmp_path / "local_updates.png").stat().st_size > 10_000
 

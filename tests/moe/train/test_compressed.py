@@ -134,8 +134,11 @@ def gradients(rng, workers):
     }
 
 
-@pytest.mark.parametrize("method", ["ef", "ef21", ""])
-@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (2, 2, 1, 2)])
+PARTS = (2, 2, 1, 2)
+LOOPS = [("ef", (8, 1, 1, 1)), ("ef21", PARTS), slow("", PARTS), slow("ef", PARTS)]
+
+
+@pytest.mark.parametrize(("method", "sizes"), [*LOOPS, slow("ef21", (8, 1, 1, 1))])
 def test_what_workers_send_against_a_loop_in_numpy(method, sizes):
     """Three steps to the bit; what `fsdp` and `tensor` split, and layers, are sent part by part."""
     compressor, mesh = small(method, sizes)
@@ -163,7 +166,7 @@ def linear(params, batch, key, memory):
     return grads, {"loss": batch["loss"].sum(), "weight": weight}
 
 
-@pytest.mark.parametrize("method", ["ef", "ef21"])
+@pytest.mark.parametrize("method", ["ef", slow("ef21")])
 def test_steps_of_eight_devices_against_a_loop_over_workers(method):
     """Plain descent with examples of unequal weight; then a step that is refused."""
     compressor, mesh = small(method)
@@ -240,7 +243,7 @@ def test_one_shard_has_nobody_to_send_to(tiny):
     assert set_up(tiny(**alone), source, jax.devices()[:1]).compressor.workers == 1
 
 
-@pytest.mark.parametrize("sizes", [(4, 2, 1, 1), (2, 1, 1, 2), (3, 1, 1, 1)])
+@pytest.mark.parametrize("sizes", [(4, 2, 1, 1), slow((2, 1, 1, 2)), slow((3, 1, 1, 1))])
 def test_what_workers_keep_moves_to_other_workers(sizes, tmp_path):
     compressor, other = small("ef21")[0], small("ef21", sizes)[0]
     rng = np.random.default_rng(1)
