@@ -3,6 +3,7 @@
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from moe.evaluate.league import results
 from moe.nn.pruning import Pruning
 from moe.store.checkpoint import named
 from moe.store.records import read
+from moe.train.pruned import through
 from moe.train.run import set_up
 from moe.train.trainer import train
 from tests.moe.conftest import QUICK, open_source
@@ -53,6 +55,29 @@ def test_keeping_all_is_the_step_of_no_pruning(tiny):
     assert programs[0] == programs[1]
 
 
+def test_the_gradient_is_that_of_the_loss_at_the_pruned_parameters():
+    """Pulled back once, of sums that any number of micro-batches made."""
+    kernel, target = np.random.default_rng(0).normal(size=(2, 20, 30)).astype(np.float32)
+    pruning = Pruning(keep=0.1, strength=0.3, final_strength=0.0)
+
+    def effective(params, step):
+        return pruning.effective(params, step / 10)
+
+    def gradient(params, batch, key, memory):
+        return {"wide": {"kernel": 2 * (params["wide"]["kernel"] - target)}}, {"loss": 1.0}
+
+    def loss(kernel):
+        pruned = effective({"wide": {"kernel": kernel}}, 3)["wide"]["kernel"]
+        return ((pruned - target) ** 2).sum()
+
+    params = {"wide": {"kernel": jnp.asarray(kernel)}}
+    grads, sums = through(effective, gradient)(params, None, None, {}, 3)
+    expected = jax.grad(loss)(params["wide"]["kernel"])
+    np.testing.assert_allclose(grads["wide"]["kernel"], expected, rtol=1e-5, atol=1e-5)
+    assert 0.1 < float(sums["nonzero_share"]) < 0.2 and sums["loss"] == 1
+
+
+@pytest.mark.slow
 def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny):
     """And the gradient is that of the loss at the pruned parameters, by the dense ones."""
     found = []
