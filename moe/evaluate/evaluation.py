@@ -22,7 +22,7 @@ from moe.store.workdir import saved_config
 from moe.tasks import Task, task_of
 from moe.train.agreement import agree
 from moe.train.measure import evaluate, routing_table
-from moe.train.pruned import Looks
+from moe.train.pruned import Views
 from moe.train.run import Run, set_up
 
 # Overrides that change where an evaluation runs, and those that change what it measures. Any other
@@ -215,8 +215,8 @@ def restore(workdir: pathlib.Path, run: Run, step: int | None, harden: bool = Fa
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     like = {key: run.params} | ({"routers": run.memory} if run.memory else {})
     state, step, damaged = checkpoints.restore_newest(like, step)
-    looks, params = Looks(run), state[key]
-    params, own = looks.hardened(params) if harden else looks.effective(params, step)
+    views, params = Views(run), state[key]
+    params, own = views.hardened(params) if harden else views.effective(params, step)
     return join(params, state.get("routers", {})), own, step, damaged
 
 

@@ -99,7 +99,7 @@ class Looks:
         self._best = checkpoints.best()
         self._eval_step = run.jit(with_vote(run.eval_step), out_shardings=run.replicated)
         self._check_finite = nonfinite.state_check(run)
-        self._pruned, self._pruning = pruned.Looks(run), run.pruning
+        self._pruned, self._pruning = pruned.Views(run), run.pruning
 
     def due(self, step: int, section) -> bool:
         """Tells whether a section of the config (log, eval, checkpoint) has its turn at `step`."""

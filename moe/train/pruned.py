@@ -7,7 +7,7 @@ A step differentiates at `Pruning.effective`, an evaluation is made with it and 
 from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from moe.nn.pruning import Pruning, nonzero_share
 from moe.tasks import Metric
@@ -45,7 +45,7 @@ def as_hardened(results: Mapping[str, float]) -> dict[str, float]:
     return {f"{PHASE}/{name}": value for name, value in own.items() if "/" not in name}
 
 
-class Looks:
+class Views:
     """Makes what an evaluation computes with from what a state holds."""
 
     def __init__(self, run):
@@ -66,7 +66,7 @@ class Looks:
         """Returns the parameters that training computes with at a step, and scalars of them."""
         if not self.pruning.trains:
             return params, {"nonzero_share": 1.0} if self.pruning.prunes else {}
-        return self._with_share(self._effective, params, jnp.int32(step))
+        return self._with_share(self._effective, params, np.int32(step))
 
     def hardened(self, params):
         """Returns the parameters of the pruned model that the run ends with, and scalars."""
