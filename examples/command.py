@@ -108,8 +108,11 @@ def run_all(
     file = out / "runs.jsonl"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lines = file.read_text().splitlines() if file.exists() else []
-        file.touch()
+        with file.open("a+") as stream:
+            stream.seek(0)
+            lines = stream.read().split("\n")
+            if lines[-1]:  # cut when the run was killed
+                stream.write("\n")
     except OSError as error:
         raise UsageError(f"cannot write --out={out}: {error.strerror}; name another") from error
     done = {}
@@ -119,7 +122,7 @@ def run_all(
             if record["settings"] == settings:
                 done[Job(**record["job"])] = record["result"]
         except (ValueError, KeyError, TypeError):
-            continue  # a line that was cut when the run was killed
+            continue  # a line that was cut
     for number, job in enumerate(jobs, 1):
         if job not in done:
             start = time.perf_counter()
@@ -127,7 +130,7 @@ def run_all(
             done[job] = result
             record = {"job": job._asdict(), "settings": settings, "result": result}
             with file.open("a") as stream:
-                stream.write("\n" * (number == 1) + json.dumps(record) + "\n")
+                stream.write(json.dumps(record) + "\n")
         shown = ", ".join(f"{key} {value:.4g}" for key, value in done[job].items())
         width = f" width {job.width:g}" if job.width else ""
         print(f"{number}/{len(jobs)} {job.arm}{width} seed {job.seed}: {shown}", flush=True)

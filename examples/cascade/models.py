@@ -10,6 +10,8 @@ from flax import nnx
 from examples.cascade.impressions import Impressions, MovieLens
 
 EMBEDDING = 8
+# Made once: models that are alike share what is compiled.
+SMALL, ZEROS = nnx.initializers.normal(0.05), nnx.initializers.zeros
 
 
 class Batch(NamedTuple):
@@ -55,11 +57,8 @@ class Embeddings(nnx.Module):
 
     def __init__(self, data: MovieLens, *, rngs: nnx.Rngs):
         """Makes small embeddings, those of people 0: one who was never seen is like the mean."""
-        small = nnx.initializers.normal(0.05)
-        films = len(data.year)
-        self.film = nnx.Embed(films, EMBEDDING, embedding_init=small, rngs=rngs)
-        zeros = nnx.initializers.zeros
-        self.user = nnx.Embed(data.num_users, EMBEDDING, embedding_init=zeros, rngs=rngs)
+        self.film = nnx.Embed(len(data.year), EMBEDDING, embedding_init=SMALL, rngs=rngs)
+        self.user = nnx.Embed(data.num_users, EMBEDDING, embedding_init=ZEROS, rngs=rngs)
 
     def person(self, batch: Batch):
         """Returns [B, 3E]: their own embedding, the mean film that they rated, and that liked."""

@@ -1,6 +1,7 @@
 """Trains a cascade with one of the losses, and finds how many truths survive it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -39,69 +40,71 @@ def train(job: Job, data: MovieLens, settings: Settings) -> dict[str, float]:
     if job.arm in BASELINES:
         parts = {"validation": data.validation, "test": data.test}
         return {name: recall_of(baseline(job, part), part) for name, part in parts.items()}
-    cascade = Cascade(data, rngs=nnx.Rngs(job.seed))
-    graph, params = nnx.split(cascade)
-    step, optimizer = make_step(graph, job, settings)
-    state = optimizer.init(params)
+    graph, params = nnx.split(Cascade(data, rngs=nnx.Rngs(job.seed)))
+    state = optax.adam(settings.learning_rate).init(params)
     seen = [(batch_of(part, data), part) for part in (data.validation, data.test)]
-    scores = jax.jit(lambda params, batch: nnx.merge(graph, params)(batch))
     rng, key = np.random.default_rng(job.seed), jax.random.key(job.seed)
-    whole = jax.tree.map(jnp.asarray, batch_of(data.train, data))
-    truth, found = jnp.asarray(data.train.truth), []
+    whole = jax.tree.map(jnp.asarray, (batch_of(data.train, data), data.train.truth))
+    found = []
     for _ in range(settings.epochs):
         order = rng.permutation(len(data.train))
         for start in range(0, len(order) - settings.batch + 1, settings.batch):
-            some = order[start : start + settings.batch]
             key, own = jax.random.split(key)
-            batch = jax.tree.map(lambda leaf, some=some: leaf[some], whole)
-            params, state = step(params, state, batch, truth[some], job.width, own)
-        found.append([recall_of(scores(params, batch), part) for batch, part in seen])
+            some = order[start : start + settings.batch]
+            fixed = graph, job.arm, settings
+            params, state = step(fixed, params, state, whole, some, job.width, own)
+        found.append([recall_of(scores(graph, params, batch), part) for batch, part in seen])
     best = max(range(len(found)), key=lambda epoch: found[epoch][0])
     return {"validation": found[best][0], "test": found[best][1], "epoch": best + 1}
 
 
-def make_step(graph, job: Job, settings: Settings):
-    """Returns the training step of the arm, and its optimizer: Adam at a constant rate."""
-    optimizer = optax.adam(settings.learning_rate)
+# At the top, so that the seeds and widths of an arm share what is compiled.
+@partial(jax.jit, static_argnums=0)
+def step(fixed, params, state, whole, some, width, key):
+    """Returns the parameters and Adam's state after `some` of the impressions."""
+    graph, arm, settings = fixed
+    batch, truth = jax.tree.map(lambda leaf: leaf[some], whole)
 
-    @jax.jit
-    def step(params, state, batch, truth, width, key):
-        def loss(params):
-            return objective(job.arm, settings, nnx.merge(graph, params), batch, truth, width, key)
+    def loss(params):
+        return objective(arm, settings, nnx.merge(graph, params), batch, truth, width, key)
 
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
+    updates, state = optax.adam(settings.learning_rate).update(jax.grad(loss)(params), state)
+    return optax.apply_updates(params, updates), state
 
-    return step, optimizer
+
+@partial(jax.jit, static_argnums=0)
+def scores(graph, params, batch: Batch):
+    """Returns the scores of both stages."""
+    return nnx.merge(graph, params)(batch)
 
 
 def objective(arm: str, settings: Settings, cascade: Cascade, batch: Batch, truth, width, key):
     """Returns the loss of a batch."""
-    scores = cascade(batch)
+    both = cascade(batch)
     if arm in STAGES:
         alone: dict[str, Callable] = {
             "bce": losses.stage_bce,
             "lambda": losses.lambda_loss,
             "fenchel_young": lambda x, t: losses.fenchel_young_loss(x, t, width / UNIFORM),
         }
-        return sum(alone[arm](x, truth) for x in scores)
+        return sum(alone[arm](x, truth) for x in both)
     ks = KEEP if settings.quotas == "kept" else (TRUTHS, TRUTHS)
 
     def mask(x, k):
         return soft_mask(arm, x, k, width, key)
 
-    return losses.joint_topk_loss(scores, truth, ks, mask, cascade.log_weights[...])
+    return losses.joint_topk_loss(both, truth, ks, mask, cascade.log_weights[...])
 
 
 def baseline(job: Job, part: Impressions):
     """Returns scores that nothing was trained for, for both stages."""
     if job.arm == "random":
-        scores = np.random.default_rng(job.seed).random(part.items.shape)
+        one = np.random.default_rng(job.seed).random(part.items.shape)
     else:
-        scores = part.count if job.arm == "popularity" else part.mean
-    return (jnp.asarray(scores),) * 2
+        one = part.count if job.arm == "popularity" else part.mean
+    return (jnp.asarray(one),) * 2
 
 
-def recall_of(scores, part: Impressions) -> float:
+def recall_of(both, part: Impressions) -> float:
     """Returns the mean Recall@10@20 of the impressions."""
-    return float(joint_recall(scores, jnp.asarray(part.truth), KEEP).mean())
+    return float(joint_recall(both, jnp.asarray(part.truth), KEEP).mean())

@@ -41,71 +41,90 @@ class Settings(NamedTuple):
 def train(job: Job, images: Images, settings: Settings) -> dict[str, float]:
     """Returns the accuracies of a run on the validation and the test images.
 
-    Arms with one seed start from the same weights and see the same batches, but for those with a
-    head, which see the queries and no candidates.
+    Arms with one seed see the same batches, and those without a head start from the same weights.
     """
     if job.arm == "pixels":
         return _tested(lambda x: x.reshape(len(x), -1), images, settings.k)
+    network = make_network(job, images, settings)
+    graph, params = nnx.split(network)
+    params = fit(graph, params, images, job, settings)
+    if job.arm == "head":
+        parts = {"validation": images.validation, "test": images.test}
+        return {
+            name: _share(in_chunks(partial(_answer, graph, params), part.images), part)
+            for name, part in parts.items()
+        }
+    return _tested(partial(_embed, graph, params), images, settings.k)
+
+
+def make_network(job: Job, images: Images, settings: Settings) -> Convnet | Classifier:
+    """Returns the network of an arm, as it begins."""
     rngs, side = nnx.Rngs(job.seed), images.train.images.shape[1]
     if job.arm in ("head", "head_votes"):
-        network = Classifier(side, settings.dim, images.num_classes, rngs=rngs)
-        objective = head_loss
-    else:
-        network = Convnet(side, settings.dim, rngs=rngs)
-        options = {"arm": job.arm, "k": settings.k, "loss": settings.loss}
-        objective = partial(vote_loss, num_classes=images.num_classes, **options)
-    graph, params = nnx.split(network)
-    params = fit(graph, params, objective, images.train, job, settings)
-    network = nnx.merge(graph, params)
-    if job.arm == "head":
-        answer = jax.jit(lambda x: nnx.merge(graph, params).logits(x).argmax(-1))
-        return {
-            name: _share(in_chunks(answer, part.images), part)
-            for name, part in (("validation", images.validation), ("test", images.test))
-        }
-    embed = jax.jit(lambda x: nnx.merge(graph, params)(x))
-    return _tested(embed, images, settings.k)
+        return Classifier(side, settings.dim, images.num_classes, rngs=rngs)
+    return Convnet(side, settings.dim, rngs=rngs)
 
 
-def vote_loss(network, batch, width, key, *, arm: str, k: int, loss: str, num_classes: int):
-    """Returns the mean loss of the queries' votes among the candidates of the batch."""
+def fit(graph, params, images: Images, job: Job, settings: Settings):
+    """Returns the parameters after all steps."""
+    state = optimizer(settings).init(params)
+    keys = jax.random.split(jax.random.key(job.seed), settings.steps)
+    arm = "head" if job.arm == "head_votes" else job.arm  # trained alike
+    fixed = graph, arm, settings, images.num_classes
+    for key, batch in zip(keys, batches(images.train, job.seed, settings), strict=True):
+        params, state = step(fixed, params, state, batch, job.width, key)
+    return params
+
+
+def optimizer(settings: Settings) -> optax.GradientTransformation:
+    """Returns Adam, its rate falling to 0 along a cosine."""
+    return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
+
+
+# At the top, so that the seeds and widths of an arm share what is compiled.
+@partial(jax.jit, static_argnums=0)
+def step(fixed, params, state, batch, width, key):
+    """Returns the parameters and the optimizer's state after a batch."""
+    graph, arm, settings, num_classes = fixed
+
+    def loss(params):
+        network = nnx.merge(graph, params)
+        if arm == "head":
+            return head_loss(network, batch)
+        votes = votes_of(network, batch, arm, settings.k, width, key, num_classes)
+        return voting.LOSSES[settings.loss](votes, batch[0].labels).mean()
+
+    updates, state = optimizer(settings).update(jax.grad(loss)(params), state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def votes_of(network, batch, arm: str, k: int, width, key, num_classes: int):
+    """Returns the votes [Q, C] of the batch's candidates on its queries."""
     queries, candidates = batch
-    count = len(queries.labels)
     embedded = network(jnp.concatenate([queries.images, candidates.images]))
-    distances_QN = voting.distances(embedded[:count], embedded[count:])
-    weights_QN = voting.weights(arm, distances_QN, k, width, key)
-    classes_NC = jax.nn.one_hot(candidates.labels, num_classes)
-    return voting.LOSSES[loss](voting.shares(weights_QN, classes_NC), queries.labels).mean()
+    mine, theirs = jnp.split(embedded, [len(queries.labels)])
+    weights_QN = voting.weights(arm, voting.distances(mine, theirs), k, width, key)
+    return voting.shares(weights_QN, jax.nn.one_hot(candidates.labels, num_classes))
 
 
-def head_loss(network, batch, width, key):
+def head_loss(network, batch):
     """Returns the cross-entropy of the queries and the candidates, with the classifier's head.
 
-    It is given the labels of both, as a vote is.
+    It is told the labels of both, as a vote is.
     """
     x = jnp.concatenate([part.images for part in batch])
     labels = jnp.concatenate([part.labels for part in batch])
     return optax.softmax_cross_entropy_with_integer_labels(network.logits(x), labels).mean()
 
 
-def fit(graph, params, objective: Callable, train: Part, job: Job, settings: Settings):
-    """Returns the parameters after all steps of Adam, its rate falling to 0 along a cosine."""
-    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
-    optimizer = optax.adam(schedule)
-    state = optimizer.init(params)
+@partial(jax.jit, static_argnums=0)
+def _embed(graph, params, images):
+    return nnx.merge(graph, params)(images)
 
-    @jax.jit
-    def step(params, state, batch, width, key):
-        def loss(params):
-            return objective(nnx.merge(graph, params), batch, width, key)
 
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    keys = jax.random.split(jax.random.key(job.seed), settings.steps)
-    for key, batch in zip(keys, batches(train, job.seed, settings), strict=True):
-        params, state = step(params, state, batch, job.width, key)
-    return params
+@partial(jax.jit, static_argnums=0)
+def _answer(graph, params, images):
+    return nnx.merge(graph, params).logits(images).argmax(-1)
 
 
 def batches(train: Part, seed: int, settings: Settings):
@@ -125,14 +144,18 @@ def _tested(embed: Callable, images: Images, k: int) -> dict[str, float]:
     """Returns the accuracy of the vote of the k nearest of all training images."""
     known, labels = in_chunks(embed, images.train.images), jnp.asarray(images.train.labels)
 
-    @jax.jit
     def answer(x):
-        return voting.hard_shares(x, known, labels, k, images.num_classes).argmax(-1)
+        return _majority(x, known, labels, k, images.num_classes)
 
     return {
         name: _share(in_chunks(answer, in_chunks(embed, part.images)), part)
         for name, part in (("validation", images.validation), ("test", images.test))
     }
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _majority(x, known, labels, k, num_classes):
+    return voting.hard_shares(x, known, labels, k, num_classes).argmax(-1)
 
 
 def in_chunks(function: Callable, array):

@@ -85,7 +85,7 @@ def test_the_parts_of_the_digits_are_apart():
 @pytest.mark.slow
 def test_a_tiny_run_has_a_row_for_every_arm(tmp_path, capsys):
     flags = "--steps=2 --queries=8 --candidates=16 --k=3 --dim=8 --limit=60 --seeds=1 --widths=0.3"
-    arms = "sparse,hard,perturbed,head,head_votes,softmax,pixels"
+    arms = "sparse,head,head_votes,pixels"
     main([*flags.split(), f"--arms={arms}", f"--out={tmp_path}"])
     text = (tmp_path / "table.md").read_text()
     assert all(f"| `{arm}` |" in text for arm in arms.split(","))
