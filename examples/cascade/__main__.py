@@ -13,7 +13,7 @@ how many of the 10 that the person liked best are still there: Recall@10@20. Arm
 
 The item mean and popularity are of the ratings before each impression, and both stages are told
 them as well. The masks select 10 in both stages, as in DFTopK's code; `--quotas=kept` has them
-select what the stages keep, 30 and 20.
+select what the stages keep, 30 and 20, and asks only that the truths are among these.
 """
 
 import pathlib
@@ -63,6 +63,7 @@ def parse(argv: Sequence[str]):
     add("--limit", type=int, default=0, help="ratings to read, to try it out; 0: all")
     flags = parser.parse_args(argv)
     flags.arms = command.names(flags.arms, ARMS, "--arms")
+    command.names(flags.reference, ARMS, "--reference")
     flags.widths = command.numbers(flags.widths, "--widths")
     return flags, Settings(**{name: getattr(flags, name) for name in Settings._fields})
 

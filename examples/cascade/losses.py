@@ -19,17 +19,25 @@ FLOOR = 2.0**-10
 Mask = Callable  # (scores [..., N], k) -> weights
 
 
-def cross_entropy(survives, truth):
-    """Returns the mean cross-entropy of probabilities, exactly 0 where they are the truth."""
+def cross_entropy(survives, truth, negatives: bool = True):
+    """Returns the mean cross-entropy of probabilities, exactly 0 where they are the truth.
+
+    Without `negatives` it asks only that the truths survive.
+    """
 
     def log(p):
         return jnp.log((1 - FLOOR) * p + FLOOR)
 
-    return -jnp.where(truth, log(survives), log(1 - survives)).mean()
+    return -jnp.where(truth, log(survives), log(1 - survives) if negatives else 0).mean()
 
 
 def joint_topk_loss(
-    scores_by_stage: Sequence[jax.Array], truth, k: int | Sequence[int], mask: Mask, log_weights
+    scores_by_stage: Sequence[jax.Array],
+    truth,
+    k: int | Sequence[int],
+    mask: Mask,
+    log_weights,
+    negatives: bool = True,
 ):
     r"""Returns the loss of DFTopK and LCRON, for any mask.
 
@@ -42,18 +50,20 @@ def joint_topk_loss(
       scores_by_stage: x_j [..., N].
       truth: t [..., N], True on the items to keep.
       k: how many a mask selects, or so many for each stage. The released code of DFTopK takes
-        the number of truths everywhere, and so are P = t and a loss of 0 possible.
+        the number of truths everywhere, so that P = t is possible.
       mask: `(scores, k) -> weights`.
       log_weights: log w_j, one for each stage.
+      negatives: False leaves the other items out of BCE. Needed where k is more than the truths,
+        since then some of them have to survive.
     """
     ks = [k] * len(scores_by_stage) if isinstance(k, int) else k
     survives = [mask(x, k) for x, k in zip(scores_by_stage, ks, strict=True)]
     loss, product = 0.0, 1.0
     for p, log_w in zip(survives, log_weights, strict=True):
         # A sigmoid's weights, and roundings, may leave a product slightly outside of [0, 1].
-        loss += cross_entropy(p, truth) * jnp.exp(-2 * log_w) / 2 + log_w
+        loss += cross_entropy(p, truth, negatives) * jnp.exp(-2 * log_w) / 2 + log_w
         product = product * p
-    return loss + cross_entropy(product, truth)
+    return loss + cross_entropy(product, truth, negatives)
 
 
 def stage_bce(scores, truth):

@@ -88,12 +88,13 @@ def objective(arm: str, settings: Settings, cascade: Cascade, batch: Batch, trut
             "fenchel_young": lambda x, t: losses.fenchel_young_loss(x, t, width / UNIFORM),
         }
         return sum(alone[arm](x, truth) for x in both)
-    ks = KEEP if settings.quotas == "kept" else (TRUTHS, TRUTHS)
+    exact = settings.quotas == "truths"  # else more survive than the truths
+    ks = (TRUTHS, TRUTHS) if exact else KEEP
 
     def mask(x, k):
         return soft_mask(arm, x, k, width, key)
 
-    return losses.joint_topk_loss(both, truth, ks, mask, cascade.log_weights[...])
+    return losses.joint_topk_loss(both, truth, ks, mask, cascade.log_weights[...], exact)
 
 
 def baseline(job: Job, part: Impressions):

@@ -66,6 +66,7 @@ def parse(argv: Sequence[str]):
     add("--limit", type=int, default=0, help="images of each part, to try it out; 0: all")
     flags = parser.parse_args(argv)
     flags.arms = command.names(flags.arms, ARMS, "--arms")
+    command.names(flags.reference, ARMS, "--reference")
     flags.widths = command.numbers(flags.widths, "--widths")
     return flags, Settings(**{name: getattr(flags, name) for name in Settings._fields})
 

@@ -29,6 +29,18 @@ def test_scores_that_separate_the_truth_have_no_loss():
     assert losses.joint_topk_loss([0.9 * x, x], TRUTH, 10, mask, EQUAL) > 0
 
 
+def test_more_may_survive_than_the_truths():
+    mask = functools.partial(sparse_topk_mask, strength=0.5)
+    best = jnp.arange(ITEMS)[::-1] * 1.0  # every truth is among the 20 and the 30 best
+    loss = functools.partial(losses.joint_topk_loss, mask=mask, log_weights=EQUAL)
+    assert loss([best, best], TRUTH, KEEP, negatives=False) == 0
+    assert loss([best, best], TRUTH, KEEP) > 0
+    # The worst first, no truth survives either stage: half of its cost for each, once for both.
+    expected = 2 * 10 / ITEMS * np.log(1 / losses.FLOOR)
+    found = loss([-best, -best], TRUTH, KEEP, negatives=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_two_items_by_hand():
     """Of N = 2 items and k = 1, DFTopK's weights are sigmoid((x1 - x2)/(2 tau))."""
     x, tau = jnp.array([0.3, -0.4]), 0.7

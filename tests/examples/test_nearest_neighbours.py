@@ -99,6 +99,7 @@ def test_a_tiny_run_has_a_row_for_every_arm(tmp_path, capsys):
         (["--queries=1200"], "of 1257 training images"),
         (["--arms=lapsun"], "none of sparse"),
         (["--seeds=0"], "below 1"),
+        (["--reference=none"], "--reference: 'none'"),
         (["--dataset=mnist_5k", "--data_dir=none"], r"type pip install .* --out=none"),
     ],
 )
