@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 def parse(argv: Sequence[str]):
     """Returns the flags, with lists in place of their text, and the settings."""
     parser, usual = command.parser("cascade", __doc__), Settings()
-    command.add_common(parser, ARMS, "bce")
+    command.add_common(parser, ARMS, "bce", "0.3,1,3")
     add = parser.add_argument
     add("--epochs", type=command.positive, default=usual.epochs, help="default %(default)s")
     add("--batch", type=command.positive, default=usual.batch, help="impressions (%(default)s)")
