@@ -137,6 +137,6 @@ def _forward_by_all(exact, x_ND, parameters: Parameters, sizes_E):
 
     x_END = jnp.broadcast_to(x_ND, (len(sizes_E), *x_ND.shape))  # batched: no kernel is transposed
     y_END = jax.vmap(network)(parameters, x_END)
-    ends_E1, row_N = jnp.cumsum(sizes_E)[:, None], jnp.arange(len(x_ND))
-    own_EN = (ends_E1 - sizes_E[:, None] <= row_N) & (row_N < ends_E1)
+    ends_E1, row_1N = jnp.cumsum(sizes_E)[:, None], jnp.arange(len(x_ND))[None]
+    own_EN = (ends_E1 - sizes_E[:, None] <= row_1N) & (row_1N < ends_E1)
     return (jnp.where(own_EN[..., None], y_END, 0).sum(0),)
