@@ -134,6 +134,7 @@ def test_every_transformation_gives_the_same_gradient(operator):
         np.testing.assert_allclose(way(x), expected, atol=1e-5)  # sums in another order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["threshold", pytest.param("merge", marks=pytest.mark.slow)])
 def test_second_derivatives_of_the_smooth_mask(solver):
     with jax.enable_x64(True):

@@ -72,7 +72,7 @@ def plain(data_dir):
     return outcome(cli.apply(config.default(), TINY | dotted))
 
 
-QUICK = [("true", "none"), ("false", "full")]
+QUICK = [("true", "full")]
 CASES = [(scan, remat) for scan in ("true", "false") for remat in REMATS]
 CASES = [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 

@@ -42,6 +42,7 @@ def test_a_third_task_trains_and_evaluates(file, tmp_path, capsys):
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["task"] == "largest"
 
 
+@pytest.mark.slow
 def test_its_router_may_remember(file, tmp_path):
     """Although the model has no blocks."""
     settings = SMALL | {"num_steps": "4", "router.name": "loss_free", "optimizer.warmup": "0"}

@@ -102,6 +102,7 @@ def unequal_batch():
     return batch | {"bytes": weight.astype(jnp.int32)}
 
 
+@pytest.mark.slow
 def test_micro_batches_of_unequal_weight_have_one_loss_and_one_gradient(tiny_text):
     settings = {"router__topk__noise": "0", "router__topk__importance": "0"}
     settings |= {"router__topk__load": "0", "model__z_loss": "0.01", "data__vocabulary": str(V)}

@@ -92,7 +92,8 @@ def test_is_the_same_on_every_mesh_in_micro_batches_and_in_loops(name, tiny):
             )
 
 
-@pytest.mark.parametrize("name", each(REMEMBER))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REMEMBER)
 def test_a_refused_step_leaves_it_as_it_was(name, tiny):
     config = configured(tiny, name)
     source = open_source(config, "train")

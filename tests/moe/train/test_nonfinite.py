@@ -119,7 +119,8 @@ def test_a_last_evaluation_that_is_not_finite(tiny, tmp_path, monkeypatch):
     assert [list(row) for row in launch.rows(tmp_path) if "eval/loss" in row] == []
 
 
-@pytest.mark.parametrize("what", ["stop", pytest.param("skip", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["stop", "skip"])
 def test_a_refused_step_leaves_the_state_as_it_was(what, tiny):
     config = tiny(nonfinite=what, optimizer__ema_decay="0.9")
     source = open_source(config, "train")

@@ -186,6 +186,7 @@ def test_a_port_that_is_in_use_is_an_error_of_one_line(tmp_path):
     assert codes[0] == 2 and f"port {port} of this machine is in use" in errors(screens[0])
 
 
+@pytest.mark.slow
 def test_nobody_comes(data_dir, tmp_path):
     """Process 0 alone, and process 1 alone: an error line, in bounded time."""
     arguments = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]

@@ -89,6 +89,7 @@ def test_micro_batches_give_the_mean_of_their_own_auxiliary_losses(tiny):
     np.testing.assert_allclose(router_gradient(4, batch), sum(alone) / 4, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_average_moves_by_its_rate(tiny):
     settings = {"optimizer__ema_decay": "0.9", "optimizer__warmup_steps": "0"}
     before, after, _ = one_step(tiny(**settings))
