@@ -105,7 +105,7 @@ def _forward_on_cpu(exact, keep: bool, x_ND, parameters: Parameters, sizes_E):
         out = [zeros((len(x_ND), width), x_ND) for width in widths]
         return tuple(expert_blocks.forward(exact, x_ND, parameters, runs(sizes_E), out))
 
-    by_slots = functools.partial(expert_slots.forward, exact, keep)
+    by_slots = functools.partial(functools.partial, expert_slots.forward, exact, keep)
     return _choose(by_slots, by_blocks, x_ND, parameters, sizes_E)
 
 
@@ -117,16 +117,18 @@ def _backward_on_cpu(exact, x_ND, parameters: Parameters, sizes_E, hidden, g_ND)
         at = x_ND, parameters, runs(sizes_E), hidden, g_ND
         return expert_blocks.backward(exact, *at, zeros(x_ND.shape, x_ND), start)
 
-    by_slots = functools.partial(expert_slots.backward, exact)
+    by_slots = functools.partial(functools.partial, expert_slots.backward, exact)
     return _choose(by_slots, by_blocks, x_ND, parameters, sizes_E, hidden, g_ND)
 
 
 def _choose(by_slots, by_blocks, x_ND, parameters, sizes_E, *rest):
-    """Calls the way that is faster for so many rows, spread so over the experts."""
+    """Calls the way that is the fastest for so many rows, spread so over the experts."""
     arguments = x_ND, parameters, sizes_E, *rest
-    if not expert_slots.slots(len(x_ND), len(sizes_E)):
+    counts = expert_slots.counts(len(x_ND), len(sizes_E))
+    if not counts:
         return by_blocks(*arguments)
-    return lax.cond(expert_slots.suit(sizes_E, len(x_ND)), by_slots, by_blocks, *arguments)
+    ways = [by_blocks, *[by_slots(count) for count in counts]]
+    return lax.switch(expert_slots.best(sizes_E, counts), ways, *arguments)
 
 
 def _forward_by_all(exact, x_ND, parameters: Parameters, sizes_E):

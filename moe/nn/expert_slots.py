@@ -1,7 +1,7 @@
 """Passes rows that are sorted by expert through the experts' networks as batched products, on CPU.
 
 Where an expert has few rows, a loop over experts spends more on copies of an expert's kernels and
-on sums of their derivatives than on products. Here the first C rows of every expert, the mean, are
+on sums of their derivatives than on products. Here the first C rows of every expert are
 gathered into slots [E, C, D]; one product of them all reads each kernel where it lies and writes
 its derivative where it belongs. Only what an expert has beyond C passes the loop, afterwards.
 """
@@ -15,49 +15,59 @@ from moe.nn import expert_blocks as blocks
 from moe.nn.expert_blocks import Parameters, Runs
 from moe.nn.mlp import activate
 
-# Means of an expert's rows for which slots are the faster way: with fewer the first C of an expert
-# are seldom its own, with more a block in the cache saves more than the copy of a kernel costs.
+# Means of an expert's rows for which slots can be the faster way: with fewer the rows of an expert
+# are seldom so many, with more a block in the cache saves more than the copy of a kernel costs.
 MEANS = range(16, 257)
-FULL = 0.75  # share of the slots that must have a row: an empty one costs as much as a row does
+VISIT = 80  # rows that cost as much as the copies of one visit in the loop do
+SHARES = (5 / 8, 5 / 4)  # an expert's slots over the mean of rows: where half are real, where all
 
 
-def slots(rows: int, experts: int) -> int:
-    """Returns C, the slots of each expert for so many rows; 0 where the loop alone is faster."""
+def counts(rows: int, experts: int) -> list[int]:
+    """Returns numbers of slots for each expert, to choose from; none where the loop is faster."""
     mean = rows // experts
-    return mean if mean in MEANS and experts > 1 else 0
+    return [round(share * mean) for share in SHARES] if mean in MEANS and experts > 1 else []
 
 
-def suit(sizes_E, rows: int):
-    """Says whether the rows are spread over experts so that slots are worth it, a scalar."""
-    count = slots(rows, len(sizes_E))
-    return jnp.minimum(sizes_E, count).sum() >= FULL * count * len(sizes_E)
+def best(sizes_E, counts: list[int]):
+    """Returns which way is the cheapest for rows spread so: 0, the loop, or 1 + i, counts[i]."""
+    costs = [_rows_computed(sizes_E, count) for count in [0, *counts]]
+    return jnp.argmin(jnp.stack(costs))
 
 
-def forward(exact, keep: bool, x_ND, parameters: Parameters, sizes_E):
-    """Returns the result and, if `keep`, x times `wide` and `gate` in the slots, E C of N rows.
+def _rows_computed(sizes_E, count: int):
+    """Counts the rows that are computed, empty slots and whole blocks, and the loop's copies."""
+    left_E, block = jnp.maximum(sizes_E - count, 0), blocks.BLOCKS[-1]
+    looped_E = -(-left_E // block) * block + VISIT
+    return len(sizes_E) * count + jnp.where(left_E > 0, looped_E, 0).sum()
+
+
+def forward(exact, keep: bool, count: int, x_ND, parameters: Parameters, sizes_E):
+    """Returns the result and, if `keep`, x times `wide` and `gate` in the first slots of each
+    expert, as many as N rows have room for.
 
     A pass over all hidden units is slow, so these are without biases, as the product writes them.
-    Of rows that have no slot nothing is kept.
+    Of rows that have no such slot nothing is kept.
     """
-    place = _slots(sizes_E, len(x_ND))
-    x_ECD, kernels = place.gather(x_ND), [parameters.wide, parameters.gate]
-    products = [x_ECD @ kernel for kernel in kernels if kernel is not None]
-    active = activate(*_with_biases(parameters, products), exact=exact)
+    place = _slots(sizes_E, len(x_ND), count)
+    x_ECD, kept = place.gather(x_ND), _kept(x_ND, place)
+    firsts = [x_ECD[:, :kept] @ kernel for kernel in _kernels(parameters)]
+    active = activate(*_before(parameters, firsts, x_ECD), exact=exact)
     y_ECD = jax.vmap(blocks.linear)(active, parameters.narrow, parameters.bias_narrow)
     (y_ND,) = blocks.forward(exact, x_ND, parameters, place.rest, [place.back(y_ECD)])
-    return y_ND, *[_rows(a, len(x_ND)) for a in products if keep]
+    return y_ND, *[_rows(a, len(x_ND)) for a in firsts if keep]
 
 
-def backward(exact, x_ND, parameters: Parameters, sizes_E, products, g_ND):
+def backward(exact, count: int, x_ND, parameters: Parameters, sizes_E, firsts, g_ND):
     """Returns the derivatives by the rows and by the parameters."""
-    place = _slots(sizes_E, len(x_ND))
-    products = [a[: place.row_EC.size].reshape(*place.row_EC.shape, -1) for a in products]
+    place = _slots(sizes_E, len(x_ND), count)
+    kept = _kept(x_ND, place)
+    firsts = [a[: len(sizes_E) * kept].reshape(len(sizes_E), kept, -1) for a in firsts]
     x_ECD, g_ECD = place.gather(x_ND), place.gather(g_ND)
-    hidden = _with_biases(parameters, products)
+    hidden = _before(parameters, firsts, x_ECD)
     active, pull = jax.vjp(lambda *hidden: activate(*hidden, exact=exact), *hidden)
     slopes = pull(jnp.einsum("ecd,efd->ecf", g_ECD, parameters.narrow).astype(active.dtype))
-    kernels = [parameters.wide, parameters.gate]
-    dx_ECD = sum(jnp.einsum("ecf,edf->ecd", s, k) for s, k in zip(slopes, kernels, strict=False))
+    kernels = zip(slopes, _kernels(parameters), strict=True)
+    dx_ECD = sum(jnp.einsum("ecf,edf->ecd", slope, kernel) for slope, kernel in kernels)
     gate = slopes[1] if len(slopes) > 1 else None
     totals = Parameters(
         wide=_outer(x_ECD, slopes[0]),
@@ -91,8 +101,8 @@ class _Slots(NamedTuple):
         return jnp.where(self.own_N[:, None], a_XD[self.slot_N], 0)
 
 
-def _slots(sizes_E, rows: int) -> _Slots:
-    experts, count = len(sizes_E), slots(rows, len(sizes_E))
+def _slots(sizes_E, rows: int, count: int) -> _Slots:
+    experts = len(sizes_E)
     firsts_E, row_N, slot_C = blocks.runs(sizes_E).firsts_E, jnp.arange(rows), jnp.arange(count)
     ends_E = firsts_E + sizes_E
     expert_N = jnp.searchsorted(ends_E, row_N, side="right", method="compare_all")
@@ -107,10 +117,25 @@ def _slots(sizes_E, rows: int) -> _Slots:
     )
 
 
-def _with_biases(parameters: Parameters, products):
-    """Returns what comes before the activation in the slots."""
+def _kept(x_ND, place: _Slots) -> int:
+    """Returns of how many slots of each expert the products are kept."""
+    experts, count = place.row_EC.shape
+    return min(count, len(x_ND) // experts)
+
+
+def _kernels(parameters: Parameters) -> list[jax.Array]:
+    return [a for a in (parameters.wide, parameters.gate) if a is not None]
+
+
+def _before(parameters: Parameters, firsts, x_ECD):
+    """Returns what comes before the activation in the slots, from the products of the first."""
+    hidden = []
     biases = (parameters.bias_wide, parameters.bias_gate)
-    return [a if b is None else a + b[:, None] for a, b in zip(products, biases, strict=False)]
+    for first, kernel, bias in zip(firsts, _kernels(parameters), biases, strict=False):
+        if first.shape[1] < x_ECD.shape[1]:
+            first = jnp.concatenate([first, x_ECD[:, first.shape[1] :] @ kernel], 1)
+        hidden.append(first if bias is None else first + bias[:, None])
+    return hidden
 
 
 def _rows(a_ECF, rows: int):

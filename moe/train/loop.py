@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moe.errors import DataError
 from moe.hosts.distributed import first_text, is_first
@@ -19,7 +20,7 @@ from moe.train import nonfinite, pruned
 from moe.train.measure import evaluate, evaluation_scalars, named, training_scalars
 from moe.train.progress import Progress
 from moe.train.run import Run
-from moe.train.step import State
+from moe.train.step import State, root_key
 from moe.train.stopping import Signals, Votes, with_vote
 
 Scalars = dict[str, float]
@@ -222,9 +223,9 @@ def _advance(run: Run, step_fn: Callable, state: State):
     """
     config = run.config
 
-    def advance(state, halted, batch):
+    def advance(state, halted, root, batch):
         rest = {name: value for name, value in state.items() if name != "totals"}
-        new, sums = step_fn(rest, batch, halted)
+        new, sums = step_fn(rest, batch, halted, jax.random.wrap_key_data(root))
         new["totals"] = jax.tree.map(jnp.add, state["totals"], sums)
         if config.nonfinite == "stop":
             halted = halted | (sums["skipped"] > 0)
@@ -232,4 +233,10 @@ def _advance(run: Run, step_fn: Callable, state: State):
 
     layout = jax.tree.map(lambda a: a.sharding, state), run.replicated
     compiled = run.jit(with_vote(advance), donate_argnums=0, out_shardings=(layout, run.replicated))
-    return compiled, run.jit(lambda: jnp.zeros((), bool), out_shardings=run.replicated)()
+    # An argument, not a constant of the program: a cache has one program for the seeds of a league.
+    root = np.asarray(jax.random.key_data(root_key(config.seed)))
+
+    def call(state, halted, batch):
+        return compiled(state, halted, root, batch)
+
+    return call, run.jit(lambda: jnp.zeros((), bool), out_shardings=run.replicated)()

@@ -15,7 +15,7 @@ from moe.hosts.distributed import AgreedError
 from moe.store.checkpoint import Checkpoints, named
 from moe.tasks.task import Source
 from moe.train.run import Run
-from moe.train.step import State, step_key
+from moe.train.step import State, root_key, step_key
 
 SHOWN = 4  # names
 
@@ -74,7 +74,8 @@ def _causes(run: Run) -> Callable:
     gradient = run.gradient
 
     def find(state, batch):
-        memory, key = state.get("routers", {}), step_key(run.config.seed, state["step"])
+        root, memory = root_key(run.config.seed), state.get("routers", {})
+        key = step_key(root, state["step"])
         kept = {name: state[name] for name in ("compress",) if name in state}
         arguments = state["params"], batch, key, memory, state["step"], *kept.values()
         grads, _, *new = gradient(*arguments)

@@ -112,9 +112,14 @@ def finite(tree) -> jax.Array:
     ).all()
 
 
-def step_key(seed: int, step) -> jax.Array:
+def root_key(seed: int) -> jax.Array:
+    """Returns the key that those of all steps derive from."""
+    return seeds.key(seed, "steps")
+
+
+def step_key(root: jax.Array, step) -> jax.Array:
     """Returns the key of all chance within a step: dropout, and the router's noise."""
-    return jax.random.fold_in(seeds.key(seed, "steps"), step)
+    return jax.random.fold_in(root, step)
 
 
 def make_train_step(
@@ -125,11 +130,13 @@ def make_train_step(
     skip: bool = False,
     ema_decay: float = 0.0,
 ) -> Callable:
-    """Returns a function: state, batch, halted=False -> the next state, and sums over the batch.
+    """Returns a function: state, batch, halted, root -> the next state, and sums over the batch.
 
-    All randomness comes from (seed, step). An update that is not finite, and any that is `halted`,
-    is refused: the state stays as it was and the sums count a skipped step only. Under `skip` the
-    step number advances all the same, so that the next one has another key.
+    All randomness comes from the root key, by default that of the seed, and the step. With it as
+    an argument the program is the same for all seeds, and a cache of compiled programs has it once.
+    An update that is not finite, and any that is `halted`, is refused: the state stays as it was
+    and the sums count a skipped step only. Under `skip` the step number advances all the same, so
+    that the next one has another key.
 
     Args:
       gradient: as `make_gradient` returns it, but for the number of the step, a last argument; of a
@@ -138,8 +145,9 @@ def make_train_step(
       ema_decay: of the average of the parameters, in states that have one.
     """
 
-    def train_step(state: State, batch, halted=False):
-        memory, key = state.get("routers", NOTHING), step_key(seed, state["step"])
+    def train_step(state: State, batch, halted=False, root=None):
+        root = root_key(seed) if root is None else root
+        memory, key = state.get("routers", NOTHING), step_key(root, state["step"])
         kept = [state["compress"]] if "compress" in state else []
         arguments = state["params"], batch, key, memory, state["step"], *kept
         grads, sums, *kept = gradient(*arguments)

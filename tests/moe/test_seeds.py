@@ -60,6 +60,21 @@ def test_parameters_and_steps_share_no_key(tiny, monkeypatch):
     assert len(set(used)) == len(used) == 64
 
 
+def test_a_training_step_with_its_root_key_is_one_program_for_all_seeds(tiny):
+    texts, constant = [], []
+    for seed in ("0", "1"):
+        run = set_up(tiny(seed=seed), open_source(tiny(), "train"), jax.devices()[:1])
+        arguments = run.abstract_state(), run.abstract_batch()
+        root = jax.eval_shape(lambda: jax.random.key(0))
+        step = jax.jit(
+            lambda state, batch, root, run=run: run.train_step(state, batch, False, root)
+        )
+        texts.append(step.lower(*arguments, root).as_text())
+        constant.append(jax.jit(run.train_step).lower(*arguments).as_text())
+    assert texts[0] == texts[1]
+    assert constant[0] != constant[1]
+
+
 def test_seeds_that_differ_in_their_upper_half_give_other_parameters(tiny):
     config = tiny()
     source = open_source(config, "train")

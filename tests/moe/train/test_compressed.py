@@ -16,7 +16,7 @@ from moe.hosts.mesh import AXES, make_mesh
 from moe.store.checkpoint import Checkpoints, named
 from moe.train.compressed import Compressor
 from moe.train.run import set_up
-from moe.train.step import make_gradient, make_train_step, step_key
+from moe.train.step import make_gradient, make_train_step, root_key, step_key
 from moe.train.trainer import train
 from routers import compression
 from tests.moe import launch
@@ -53,7 +53,7 @@ def plain(run):
 def test_workers_have_the_gradients_of_their_own_examples(tiny):
     """Eight devices against a loop over eight workers on one."""
     run, _, state, batch = prepared(tiny(**SMALL | {"moe__layers": "none"}))
-    images, key = batch(0), step_key(0, 0)
+    images, key = batch(0), step_key(root_key(0), 0)
     local = run.jit(run.compressor.local(plain(run)), compiler_options=QUICK)
     found, sums = local(state["params"], run.put(images), key, {})
     alone = jax.jit(plain(run), compiler_options=QUICK)
@@ -220,7 +220,8 @@ def test_the_mean_of_the_workers_is_the_gradient(settings, tiny, tiny_text):
     text = settings.get("router__name") == "topk"
     config = tiny_text(**settings | KEEP) if text else tiny(**SMALL | settings)
     run, _, state, batch = prepared(config)
-    arguments = state["params"], run.put(batch(0)), step_key(0, 0), state.get("routers", {})
+    key = step_key(root_key(0), 0)
+    arguments = state["params"], run.put(batch(0)), key, state.get("routers", {})
     local = run.jit(run.compressor.local(plain(run)), compiler_options=QUICK)
     found, sums = local(*arguments)
     expected, seen = run.jit(plain(run), compiler_options=QUICK)(*arguments)
