@@ -1,17 +1,19 @@
 """Gradients that workers send in part, with a memory and without: what is lost, and what is saved.
 
 python -m examples.compressed_gradients [--config=digits] [--steps=N] [--seeds=N] [--workers=N]
-                                        [--out=DIR] [--config.KEY=VALUE ...]
+                                        [--split=classes] [--out=DIR] [--config.KEY=VALUE ...]
 
 Trains one config on shards of `data`, on CPU so many made up, for each share that is sent and each
-method of `optimizer.compress`. The table has how well each ends and the bytes that a worker sends.
-Runs lie in DIR, and those that are complete are not trained again. Writes
-DIR/compressed_gradients.md and DIR/compressed_gradients.png.
+method of `optimizer.compress`. With --split=classes the images of a batch are dealt out in order of
+their labels, so that each worker has two or so of ten classes; else as they come. The table has how
+well each ends and the bytes that a worker sends. Runs lie in DIR, and those that are complete
+are not trained again. Writes DIR/compressed_gradients.md and DIR/compressed_gradients.png.
 """
 
 import argparse
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,8 @@ from matplotlib.figure import Figure
 
 from moe import cli, outputs
 from moe.errors import UsageError
+from moe.tasks import TASKS, task_of
+from moe.tasks.images import Images
 
 
 class Arm(NamedTuple):
@@ -41,6 +45,16 @@ class Arm(NamedTuple):
         return settings | ({"method": self.method} if self.method else {})
 
 
+class ImagesByClass(Images):
+    """Learns as its base does, from batches whose rows are in the order of their labels."""
+
+    def train_batches(self, config, source, start_step: int, rows: Sequence[int]):
+        for batch in super().train_batches(config, source, start_step, rows):
+            order = np.argsort(batch["label"], kind="stable")
+            yield {name: array[order] for name, array in batch.items()}
+
+
+SPLITS = {"random": Images, "classes": ImagesByClass}
 SHARES, METHODS = (0.1, 0.01, 0.001), ("", "ef", "ef21")
 ARMS = (Arm(1.0), *(Arm(keep, method) for keep in SHARES for method in METHODS))
 
@@ -56,7 +70,6 @@ def make_devices(count: int) -> None:
 def train_all(config, seeds: int, out: pathlib.Path) -> dict[Arm, list[dict[str, float]]]:
     """Returns the last evaluations of each arm by seed, with "sent", a worker's bytes in a step."""
     from moe.plan.compression import measure  # late: the devices must be there first
-    from moe.tasks import task_of
     from moe.train.run import set_up
     from moe.train.trainer import train
 
@@ -118,6 +131,7 @@ def main(argv) -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--split", default="random", choices=SPLITS)
     parser.add_argument("--out", default="runs/compressed_gradients")
     flags, overrides = cli.parse(parser, argv)
     for name, least in (("seeds", 2), ("workers", 2)):
@@ -131,8 +145,9 @@ def main(argv) -> None:
     shown = {"num_steps": str(flags.steps), "mesh.data": str(flags.workers), "log.every": "10"}
     shown |= {"eval.every": str(flags.steps), "checkpoint.every": str(flags.steps)}
     config = cli.load_config(flags.config, shown | overrides)
-    from moe.tasks import task_of
-
+    if config.task != "images":
+        raise UsageError(f"--config={flags.config} is of the task {config.task}: expected images")
+    TASKS["images"] = SPLITS[flags.split]()
     found = train_all(config, flags.seeds, out)
     text = table(found, task_of(config).best.key)
     outputs.write(files[0], lambda fresh: fresh.write_text(text))

@@ -11,6 +11,7 @@ from moe.errors import UsageError
 
 # Their order is part of what a seed means: a new use comes last.
 USES = ("parameters", "steps", "order of an epoch", "augmentation", "mixture", "generation")
+USES += ("label noise",)
 LIMIT = 1 << 63
 
 

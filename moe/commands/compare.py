@@ -1,7 +1,8 @@
 """Compare routers, and dense models, over several seeds: tables, curves, what seeds can tell.
 
 permoe compare --config=digits --rows=topk,sparse_topk:p=1.5,dense --seeds=5 --out=DIR
-                  [--baseline=ROW] [--jobs=N] [--tune=KEY:VALUE,VALUE] [--config.KEY=VALUE ...]
+                  [--baseline=ROW] [--metric=NAME] [--jobs=N] [--tune=KEY:VALUE,VALUE]
+                  [--config.KEY=VALUE ...]
 permoe compare --merge=DIR,DIR --out=DIR [--baseline=ROW]
 
 A row is a router with settings of its own, or of any key: NAME:KEY=VALUE:KEY=VALUE; `dense`, an MLP
@@ -32,6 +33,9 @@ def main(argv) -> None:
     parser.add_argument(
         "--baseline", default="", help="compare with this row (dense, or the first)"
     )
+    parser.add_argument(
+        "--metric", default="", help="of an evaluation, in place of the task's best"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument(
         "--tune", action="append", default=[], help="KEY:VALUE,VALUE, chosen on a validation split"
@@ -54,12 +58,18 @@ def main(argv) -> None:
     names = None if text in (None, "all") else split(text)
     tuned = Tuning(flags.tune, flags.tune_seeds, flags.validation)
     options = {"baseline": flags.baseline, "jobs": flags.jobs, "tuned": tuned}
+    options |= {"metric": flags.metric}
     compare(flags.config, names, seeds, out, overrides, **options)
 
 
 def _merge(flags, overrides, out) -> None:
     taken = {"config": flags.config, "rows": flags.rows, "routers": flags.routers}
-    taken |= {"tune": flags.tune, "validation": flags.validation, "config.KEY": overrides}
+    taken |= {
+        "tune": flags.tune,
+        "validation": flags.validation,
+        "metric": flags.metric,
+        "config.KEY": overrides,
+    }
     for name, value in taken.items():
         if value:
             raise UsageError(f"--merge reads tables alone: leave --{name} out")

@@ -56,7 +56,7 @@ def merge(folders: Sequence[pathlib.Path], out: pathlib.Path, baseline: str = ""
       UsageError: they do not belong together, or the result cannot be written.
     """
     league = stored.merge(folders, baseline)
-    for file in files_of(league.learns, out):
+    for file in files_of(league.metric, out):
         outputs.check(file)
     show(league, out)
     return league.entries
@@ -77,7 +77,7 @@ class Comparison:
     def check(self) -> None:
         """Raises UsageError if a run could not be trained, or the results not be written."""
         plan = self.plan
-        for file in files_of(plan.task, plan.out):
+        for file in files_of(plan.metric, plan.out):
             outputs.check(file)
         if plan.jobs > 1:  # this process only looks: its children need the accelerator's memory
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -135,10 +135,10 @@ class Comparison:
         for row in plan.rows:
             entry, scores = self.entries[row.name], []
             for choice, some in plans[row.name]:
-                scores.append((choice, [_value(job) for job in some]))
+                scores.append((choice, [self._value(job) for job in some]))
             told[row.name] = [{"settings": c, "validation": values} for c, values in scores]
             try:
-                choice = tuning.choose(scores, plan.task.best)
+                choice = tuning.choose(scores, plan.metric)
             except UsageError as error:
                 names = {job.row for _, some in plans[row.name] for job in some}
                 said = "; ".join(wrong[name] for name in names & wrong.keys())
@@ -161,7 +161,7 @@ class Comparison:
     def _note(self, job: Job) -> None:
         """Puts the job's result, if there is one, into its row's entry."""
         entry = self.entries[job.row]
-        if (found := results.find(job.config, job.workdir)) is None:
+        if (found := results.find(job.config, job.workdir, self.plan.metric)) is None:
             return
         others = [result for result in entry.results if result.seed != job.seed]
         entry.results = sorted([*others, found], key=lambda result: result.seed)
@@ -173,17 +173,17 @@ class Comparison:
     def _league(self) -> League:
         """Returns the rows that have a result."""
         entries = [entry for entry in self.entries.values() if entry.results]
-        return League(self.plan.keys["task"], self.plan.baseline, self._data, entries)
+        plan = self.plan
+        return League(plan.keys["task"], plan.metric, plan.baseline, self._data, entries)
+
+    def _value(self, job: Job) -> float | None:
+        found = results.find(job.config, job.workdir, self.plan.metric)
+        return None if found is None else found.value
 
 
 def missing(jobs: Sequence[Job]) -> list[Job]:
     """Returns the jobs that are not complete."""
     return [job for job in jobs if results.find(job.config, job.workdir) is None]
-
-
-def _value(job: Job) -> float | None:
-    found = results.find(job.config, job.workdir)
-    return None if found is None else found.value
 
 
 def _parameters(config: ConfigDict) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from moe.tasks import topk
-from moe.tasks.task import Sums
+from moe.tasks.task import Metric, Sums
 
 LOSSES = ("softmax", "sigmoid", *topk.LOSSES)
 CALIBRATION_BINS = 15
@@ -71,6 +71,14 @@ def sums(logits, label, losses, mask, k: int = 5) -> Sums:
         "bin_confidence": (probs[:, None] * in_bin).sum(0),
         "bin_correct": (correct[:, None] * in_bin).sum(0),
     }
+
+
+def metrics(k: int) -> tuple[Metric, ...]:
+    """Returns the scalars of every evaluation beside loss and accuracy."""
+    tops = [f"top{n}_accuracy" for n in sorted({5, k})]
+    names = [*tops, "macro_accuracy", f"macro_top{k}_accuracy"]
+    found = [Metric(name, higher=True, form=".2%") for name in names]
+    return (*found, Metric("calibration_error", higher=False, form=".4f"))
 
 
 def scalars(totals: Sums) -> dict[str, float]:

@@ -11,7 +11,15 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from moe.data.images import Augment, ImageSource, eval_batches, open_split, train_batches
+from moe.data.images import (
+    Augment,
+    ImageSource,
+    eval_batches,
+    open_split,
+    parse_groups,
+    train_batches,
+    with_label_noise,
+)
 from moe.data.images.transforms import fit, to_float
 from moe.errors import check_all, raise_all
 from moe.models.build import feed_forward, moe_layers, skip_layers, skip_settings
@@ -51,6 +59,9 @@ class Images(Task):
                 "num_classes": Key(0, SIZE),  # the same
                 # Of the training split, for `topk.largest_margin`; (): counted where that is set.
                 "class_counts": Key((), "[0, 1e12]"),
+                # Share of the training labels that are drawn anew, among classes that look alike.
+                "label_noise": Key(0.0, "[0, 1]"),
+                "label_groups": Key(""),  # such as "0,6;2,4"; "": any class
                 "augment": {
                     f.name: annotated(f.default, f.type) for f in dataclasses.fields(Augment)
                 },
@@ -76,7 +87,10 @@ class Images(Task):
 
     def check(self, config: ConfigDict) -> None:
         augment = config.data.augment
-        check_all([lambda: Augment.from_mapping(augment), lambda: raise_all(_misfits(config))])
+        groups = lambda: parse_groups(config.data.label_groups, config.data.num_classes)  # noqa: E731
+        check_all(
+            [lambda: Augment.from_mapping(augment), groups, lambda: raise_all(_misfits(config))]
+        )
 
     def shape(self, config: ConfigDict) -> Shape:
         return model_sizes(config)
@@ -95,12 +109,13 @@ class Images(Task):
             "num_classes": source.num_classes,
         }
         raise_all(_unlike(config, sizes))
+        parse_groups(config.data.label_groups, source.num_classes)
         config = ConfigDict(config.to_dict())
         for key, value in sizes.items():
             config.data[key] = config.data[key] or value
         margins = config.loss == "topk_hinge" and config.topk.largest_margin
         if margins and not config.data.class_counts:
-            config.data.class_counts = source.class_counts()
+            config.data.class_counts = _as_trained(config, source).class_counts()
         return config.lock()
 
     def batch(self, config: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -115,7 +130,7 @@ class Images(Task):
         self, config: ConfigDict, source: ImageSource, start_step: int, rows: Sequence[int]
     ) -> Iterator[Batch]:
         return train_batches(
-            source,
+            _as_trained(config, source),
             batch_size=config.batch_size,
             seed=config.seed,
             start_step=start_step,
@@ -187,6 +202,9 @@ class Images(Task):
     def scalars(self, totals: Sums) -> dict[str, float]:
         return classification.scalars(totals)
 
+    def metrics(self, config: ConfigDict) -> tuple[Metric, ...]:
+        return (*self.shown, *classification.metrics(config.topk.k))
+
     def flops(self, config: ConfigDict) -> Flops:
         """Counts one image's, with T tokens, width D and MLP width F.
 
@@ -230,6 +248,11 @@ class Images(Task):
         ]
         (file,) = files
         draw_patches(file, images, titles, weights, config.model.pool == "cls")
+
+
+def _as_trained(config: ConfigDict, source: ImageSource) -> ImageSource:
+    data = config.data
+    return with_label_noise(source, data.label_noise, data.label_groups, config.seed)
 
 
 def _losses(config: ConfigDict, logits, batch, smoothing: float = 0.0, key=None) -> jax.Array:

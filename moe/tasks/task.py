@@ -166,6 +166,10 @@ class Task:
         """Returns the named means of added sums (numpy), of training or of an evaluation."""
         raise NotImplementedError
 
+    def metrics(self, config: ConfigDict) -> tuple[Metric, ...]:
+        """Returns what a comparison can be made by: scalars of every evaluation."""
+        return self.shown
+
     def flops(self, config: ConfigDict) -> Flops:
         """Counts the FLOPs of one example."""
         raise NotImplementedError

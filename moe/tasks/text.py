@@ -204,6 +204,9 @@ class Text(Task):
             values["z_loss"] = float(totals["penalty"]) / n
         return values
 
+    def metrics(self, config: ConfigDict) -> tuple[Metric, ...]:
+        return (*self.shown, Metric("perplexity", higher=False, form=".2f"))
+
     def flops(self, config: ConfigDict) -> Flops:
         """Counts one row's, with T tokens, width D, MLP width F, H heads of d and K of keys.
 

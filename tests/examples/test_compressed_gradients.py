@@ -1,9 +1,11 @@
 """The comparison of compressed gradients: its arms, its table, and a run of two steps."""
 
+import numpy as np
 import pytest
 
 from examples import compressed_gradients
-from examples.compressed_gradients import ARMS, Arm, table
+from examples.compressed_gradients import ARMS, SPLITS, Arm, table
+from moe import cli
 from moe.errors import UsageError
 from tests.moe.conftest import TINY
 
@@ -19,6 +21,18 @@ def test_the_table_has_means_and_deviations():
     rows = [{"eval/accuracy": a, "eval/loss": 1.0, "sent": 2500.0} for a in (0.5, 0.6)]
     text = table({Arm(0.01, "ef"): rows}, "eval/accuracy")
     assert "| 1.0%, ef | 2.5 kB | 55.00% ± 7.07% | 1.0000 ± 0.0000 |" in text
+
+
+def test_workers_have_few_classes_each(tmp_path):
+    config = cli.load_config("digits", {"data.data_dir": str(tmp_path)})
+    mixed, dealt = (task() for task in SPLITS.values())
+    source = mixed.open(config, "train")
+    config, rows = mixed.resolve(config, source), range(config.batch_size)
+    one, other = (next(task.train_batches(config, source, 5, rows)) for task in (mixed, dealt))
+    assert (np.diff(other["label"]) >= 0).all() and (np.diff(one["label"]) < 0).any()
+    order = np.argsort(one["label"], kind="stable")
+    for name, array in one.items():
+        np.testing.assert_array_equal(array[order], other[name])
 
 
 @pytest.mark.slow

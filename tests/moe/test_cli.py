@@ -26,7 +26,7 @@ def run(script, argv, monkeypatch, capsys) -> str:
     captured = capsys.readouterr().err
     assert exit_.value.code == 2
     line = captured.splitlines()[-1]  # before it, at most the notice that digits is prepared
-    assert line.startswith("error: ") and captured.count("error") == 1
+    assert line.startswith("error: ") and captured.count("error:") == 1
     assert "Traceback" not in captured
     return line
 

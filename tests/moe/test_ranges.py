@@ -23,7 +23,7 @@ ZERO |= {
     f"optimizer.{key}"
     for key in ("b1", "b2", "momentum", "grad_clip", "label_smoothing", "ema_decay")
 }
-ZERO |= {"prune.strength", "prune.final_strength", "topk.largest_margin"}
+ZERO |= {"data.label_noise", "prune.strength", "prune.final_strength", "topk.largest_margin"}
 ZERO |= {"optimizer.warmup", "optimizer.warmup_steps", "router.topk.noise"}
 ZERO |= {f"depth.{key}" for key in ("alpha", "bound", "final_strength", "start")}
 MINUS_ONE |= {"router.threshold.bias", "depth.start"}

@@ -12,6 +12,7 @@ once, and by nothing else here.
 """
 
 from moe.data.images.augment import Augment
+from moe.data.images.label_noise import parse_groups, with_label_noise
 from moe.data.images.pipeline import eval_batches, train_batches
 from moe.data.images.source import ImageSource, from_arrays, open_split
 
@@ -21,5 +22,7 @@ __all__ = [
     "eval_batches",
     "from_arrays",
     "open_split",
+    "parse_groups",
     "train_batches",
+    "with_label_noise",
 ]

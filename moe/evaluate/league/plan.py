@@ -14,7 +14,7 @@ from moe.evaluate.league import tuning
 from moe.evaluate.league.rows import DENSE, Row
 from moe.evaluate.league.runs import TUNING, Job
 from moe.evaluate.league.standings import Entry
-from moe.tasks import Task, task_of
+from moe.tasks import Metric, Task, task_of
 from routers import ROUTERS
 
 MOST_SEEDS, MOST_JOBS = 1000, 256
@@ -44,6 +44,7 @@ class Plan:
         causal one leaves out those that look ahead.
       baseline: the row that the others are compared with; "" for dense where it is one, else the
         first.
+      metric: a name of `Task.metrics`; "" for the task's best.
       jobs: how many runs are trained at once.
 
     Raises:
@@ -60,6 +61,7 @@ class Plan:
         overrides: dict[str, str],
         *,
         baseline: str = "",
+        metric: str = "",
         jobs: int = 1,
         tuned: Tuning = Tuning(),
     ):
@@ -82,6 +84,7 @@ class Plan:
                 raise UsageError(f"--rows: {row.name!r} is named twice; name each row once")
         self.baseline = self._find_baseline(baseline)
         self.choices = self._find_choices()
+        self.metric = self._find_metric(metric) if metric else self.task.best
 
     def job(self, row: Row, seed: int, splits: dict[str, str] | None = None) -> Job:
         """Returns a run of the row, or with `splits` one that helps to choose its settings."""
@@ -131,6 +134,16 @@ class Plan:
         except (UsageError, ValueError):  # no row at all, or "all" of them
             pass
         raise UsageError(f"--baseline={text} is none of the rows {', '.join(names)}")
+
+    def _find_metric(self, name: str) -> Metric:
+        """Returns the metric of that name, which every row's evaluations must have."""
+        for row in self.rows:
+            known = {metric.name: metric for metric in self.task.metrics(self.job(row, 0).config)}
+            if name not in known:
+                raise UsageError(
+                    f"--metric={name}: an evaluation of the row {row.name!r} has {', '.join(known)}"
+                )
+        return known[name]
 
     def _find_choices(self) -> list[tuning.Choice]:
         """Returns what the tuning chooses from; [] without any."""

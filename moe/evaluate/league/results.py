@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ml_collections import ConfigDict
 
 from moe import config as configs
+from moe.errors import UsageError
 from moe.models.build import moe_layers
 from moe.nn.pruning import Pruning
 from moe.store import workdir as workdirs
@@ -23,7 +24,7 @@ class Result:
     """Holds what a complete run came to.
 
     Attributes:
-      value, loss: the task's metric and the loss of the last evaluation; of a pruned run those of
+      value, loss: the metric and the loss of the last evaluation; of a pruned run those of
         the hardened weights.
       rate: median units a second of training; None where none was timed.
       units: of the task, in a step.
@@ -50,14 +51,15 @@ class Result:
     trained: float | None = None
 
 
-def find(config: ConfigDict, workdir: pathlib.Path) -> Result | None:
+def find(config: ConfigDict, workdir: pathlib.Path, metric: Metric | None = None) -> Result | None:
     """Returns the result of the run in `workdir`, None where it is not complete; builds nothing.
 
     Args:
       config: that the run should have; what it leaves to the data counts as equal.
+      metric: of `Task.metrics`; None for the task's best.
 
     Raises:
-      UsageError: the run is of another config, or its files are damaged.
+      UsageError: the run is of another config, its files are damaged, or it has no such metric.
     """
     saved = workdirs.saved_config(workdir)
     if saved is None:
@@ -65,9 +67,11 @@ def find(config: ConfigDict, workdir: pathlib.Path) -> Result | None:
     workdirs.check_config(_filled(config, saved), workdir)
     rows = read(workdir / "metrics.jsonl")
     last = [row for row in rows if row["step"] == saved.num_steps]
-    if not any(row.get(_best(saved).key) is not None for row in last):
+    if not any(row.get(_judged(saved).key) is not None for row in last):
         return None
-    return result(saved, rows)
+    if metric and not any(row.get(_judged(saved, metric).key) is not None for row in last):
+        raise UsageError(f"--metric={metric.name}: the evaluations of {workdir} have none")
+    return result(saved, rows, metric)
 
 
 def settings(config: ConfigDict) -> dict[str, object]:
@@ -89,11 +93,13 @@ def _filled(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
     return filled.lock()
 
 
-def result(config: ConfigDict, rows: Sequence[Mapping[str, float]]) -> Result:
-    """Returns the result of a run's records."""
+def result(
+    config: ConfigDict, rows: Sequence[Mapping[str, float]], metric: Metric | None = None
+) -> Result:
+    """Returns the result of a run's records, by the task's best metric or another."""
     task = task_of(config)
-    counted = _count(config, task, rows)
-    key, rate = _best(config).key, f"train/{task.unit}s_per_second"
+    counted, metric = _count(config, task, rows), metric or task.best
+    key, rate = _judged(config, metric).key, f"train/{task.unit}s_per_second"
     curve = [
         (row["step"], row[key], _at(counted, row["step"]))
         for row in rows
@@ -104,7 +110,7 @@ def result(config: ConfigDict, rows: Sequence[Mapping[str, float]]) -> Result:
     return Result(
         seed=config.seed,
         value=final[key],
-        loss=final[key.removesuffix(task.best.name) + "loss"],
+        loss=final[key.removesuffix(metric.name) + "loss"],
         rate=statistics.median(rates) if rates else None,
         units=config.batch_size * task.units(config),
         flops=counted[-1][1],
@@ -113,12 +119,12 @@ def result(config: ConfigDict, rows: Sequence[Mapping[str, float]]) -> Result:
         layers=_layers(final),
         kept=final.get(f"{PHASE}/nonzero_share"),
         nonzero=final.get("eval/nonzero_share"),
-        trained=final[task.best.key] if config.prune.keep < 1 else None,
+        trained=final[metric.key] if config.prune.keep < 1 else None,
     )
 
 
-def _best(config: ConfigDict) -> Metric:
-    return judged(task_of(config).best, Pruning(**config.prune))
+def _judged(config: ConfigDict, metric: Metric | None = None) -> Metric:
+    return judged(metric or task_of(config).best, Pruning(**config.prune))
 
 
 def _count(config: ConfigDict, task: Task, rows) -> list[tuple[int, float]]:

@@ -10,10 +10,10 @@ from moe import outputs
 from moe.errors import UsageError
 from moe.evaluate.league.results import Result
 from moe.evaluate.league.standings import Budgets, Entry, Standing
-from moe.tasks import TASKS, Task
+from moe.tasks import TASKS, Metric, Task
 
 FILE = "table.json"
-VERSION = 1
+VERSION = 2
 
 
 class League(NamedTuple):
@@ -23,6 +23,7 @@ class League(NamedTuple):
     """
 
     task: str
+    metric: Metric
     baseline: str
     data: str
     entries: list[Entry]
@@ -37,11 +38,10 @@ def write(folder: pathlib.Path, league: League, rows: Sequence[Standing], spent:
     standings = {row.name: dataclasses.asdict(row) for row in rows}
     for row in standings.values():
         row["difference"] = row["difference"] and row["difference"]._asdict()
-    best = league.learns.best
     content = {
         "version": VERSION,
         "task": league.task,
-        "metric": {"name": best.name, "higher_is_better": best.higher},
+        "metric": league.metric._asdict(),
         "baseline": league.baseline,
         "data": league.data,
         "equal": dataclasses.asdict(spent),
@@ -72,7 +72,8 @@ def read(folder: pathlib.Path) -> League | None:
         entries = [_entry(row) for row in content["rows"]]
         if content["task"] not in TASKS:
             raise UsageError(f"{file} is of the task {content['task']!r}, which is unknown here")
-        return League(content["task"], content["baseline"], content["data"], entries)
+        metric = Metric(**content["metric"])
+        return League(content["task"], metric, content["baseline"], content["data"], entries)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -107,6 +108,9 @@ def merge(folders: Sequence[pathlib.Path], baseline: str = "") -> League:
     for folder, league in zip(folders, leagues, strict=True):
         if league.task != first.task:
             raise UsageError(f"--merge: {folders[0]} is of task {first.task}, {folder} of another")
+        if league.metric != first.metric:
+            names = f"{first.metric.name}, {folder} by {league.metric.name}"
+            raise UsageError(f"--merge: {folders[0]} is by {names}: say --metric when making them")
         if league.data and first.data and league.data != first.data:
             raise UsageError(f"--merge: {folders[0]} and {folder} were tested on other examples")
         for entry in league.entries:
@@ -116,7 +120,7 @@ def merge(folders: Sequence[pathlib.Path], baseline: str = "") -> League:
     baseline = baseline or first.baseline
     if baseline not in entries:
         raise UsageError(f"--baseline={baseline} is none of the rows {', '.join(entries)}")
-    return League(first.task, baseline, first.data, merged)
+    return League(first.task, first.metric, baseline, first.data, merged)
 
 
 def _joined(old: Entry | None, new: Entry, folder: pathlib.Path) -> Entry:

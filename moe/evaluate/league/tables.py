@@ -9,43 +9,44 @@ from rich.table import Table
 
 from moe.evaluate.league.paired import LEVEL
 from moe.evaluate.league.standings import PRUNED, Budgets, Entry, Standing, budgets
-from moe.tasks import Task
+from moe.evaluate.league.stored import League
 
 NONE = "-"
 WIDTH = 160  # columns, where no terminal says it
 
 
-def print_tables(task: Task, entries: Sequence[Entry], rows: Sequence[Standing], base: str) -> None:
+def print_tables(league: League, rows: Sequence[Standing]) -> None:
     """Prints how good the rows are, what they cost, and where some are pruned, how far."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    for heads, lines in _tables(task, entries, rows, base):
+    for heads, lines in _tables(league, rows):
         shown = Table(*heads)
         for line in lines:
             shown.add_row(*line)
         console.print(shown)
 
 
-def markdown(task: Task, entries: Sequence[Entry], rows: Sequence[Standing], base: str) -> str:
+def markdown(league: League, rows: Sequence[Standing]) -> str:
     """Returns the same tables as text that Markdown shows."""
     parts = []
-    for heads, lines in _tables(task, entries, rows, base):
+    for heads, lines in _tables(league, rows):
         cells = [heads, ["---"] * len(heads), *lines]
         parts.append("".join(f"| {' | '.join(line)} |\n" for line in cells))
     missing = [
         f"- {entry.name}, seed {seed} failed: {' '.join(wrong.split())}\n"
-        for entry in entries
+        for entry in league.entries
         for seed, wrong in entry.failed.items()
     ]
     return "\n".join([*parts, "".join(missing)] if missing else parts)
 
 
-def comma_separated(task: Task, entries: Sequence[Entry]) -> str:
+def comma_separated(league: League) -> str:
     """Returns a line for each run, with the names of the columns first."""
-    spent, text = budgets(entries), io.StringIO()
+    entries, text = league.entries, io.StringIO()
+    spent, task = budgets(entries), league.learns
     lines = csv.writer(text, lineterminator="\n")
-    name = task.best.name
+    name = league.metric.name
     heads = ["router", "seed", name, "loss", f"{task.unit}s_per_second", "training_flops"]
     heads += ["experts_per_token", f"{name}_at_equal_flops", f"{name}_at_equal_seconds"]
     pruned = PRUNED if any(run.kept is not None for e in entries for run in e.results) else ()
@@ -64,15 +65,15 @@ def comma_separated(task: Task, entries: Sequence[Entry]) -> str:
     return text.getvalue()
 
 
-def _tables(task: Task, entries: Sequence[Entry], rows: Sequence[Standing], base: str):
-    tables = [_quality(task, rows, base), _cost(task, entries, rows)]
-    return [*tables, _pruned(task, rows)] if any(row.kept is not None for row in rows) else tables
+def _tables(league: League, rows: Sequence[Standing]):
+    tables = [_quality(league, rows), _cost(league, rows)]
+    return [*tables, _pruned(league, rows)] if any(row.kept is not None for row in rows) else tables
 
 
-def _quality(task: Task, rows: Sequence[Standing], base: str) -> tuple[list[str], list[list[str]]]:
-    best = task.best
+def _quality(league: League, rows: Sequence[Standing]) -> tuple[list[str], list[list[str]]]:
+    best = league.metric
     heads = ["router", f"test {best.title} ({_seeds(rows)})", "test loss"]
-    heads += [f"difference to {base}", f"{LEVEL:.0%} interval", "p (Holm)", "verdict"]
+    heads += [f"difference to {league.baseline}", f"{LEVEL:.0%} interval", "p (Holm)", "verdict"]
 
     def line(row: Standing) -> list[str]:
         mean = f"{row.mean:{best.form}}"
@@ -94,8 +95,9 @@ def _quality(task: Task, rows: Sequence[Standing], base: str) -> tuple[list[str]
     return heads, [line(row) for row in rows]
 
 
-def _cost(task: Task, entries: Sequence[Entry], rows: Sequence[Standing]):
-    spent, unit = budgets(entries), task.unit
+def _cost(league: League, rows: Sequence[Standing]):
+    entries, unit = league.entries, league.learns.unit
+    spent = budgets(entries)
     heads = ["router", f"at {_scaled(spent.flops, 'FLOPs')}", _time_head(spent)]
     heads += [f"FLOPs per {unit}", "experts per token", "parameters"]
     heads += [f"{unit}s/s", "training time"]
@@ -103,7 +105,7 @@ def _cost(task: Task, entries: Sequence[Entry], rows: Sequence[Standing]):
     heads += ["chosen on validation"] * tuned
 
     def line(entry: Entry, row: Standing) -> list[str]:
-        form = task.best.form
+        form = league.metric.form
         cells = [row.name, *(_or_none(v, form) for v in (row.at_flops, row.at_seconds))]
         cells += [_scaled(row.flops, ""), _or_none(row.experts, ".2f")]
         cells += [_or_none(entry.parameters, ",d"), _or_none(row.rate, ",.0f")]
@@ -114,19 +116,19 @@ def _cost(task: Task, entries: Sequence[Entry], rows: Sequence[Standing]):
     return heads, [line(entry, row) for entry, row in zip(entries, rows, strict=True)]
 
 
-def _pruned(task: Task, rows: Sequence[Standing]) -> tuple[list[str], list[list[str]]]:
+def _pruned(league: League, rows: Sequence[Standing]) -> tuple[list[str], list[list[str]]]:
     """Returns of rows that are pruned what is left of them, and what they were in training."""
-    title = task.best.title
+    title = league.metric.title
     heads = ["router", f"test {title}, hardened", "entries left"]
     heads += [f"test {title}, as trained", "entries not 0"]
 
     def line(row: Standing) -> list[str]:
-        mean = f"{row.mean:{task.best.form}}"
+        mean = f"{row.mean:{league.metric.form}}"
         if row.kept is None:  # nothing is pruned: both are one
             return [row.name, mean, "100%", mean, "100%"]
         shares = (f"{share:.3g}%" for share in (100 * row.kept, 100 * row.nonzero))
         left, nonzero = shares
-        return [row.name, mean, left, f"{row.trained:{task.best.form}}", nonzero]
+        return [row.name, mean, left, f"{row.trained:{league.metric.form}}", nonzero]
 
     return heads, [line(row) for row in rows]
 

@@ -32,7 +32,8 @@ def trained(monkeypatch):
         number, task, last = len(trained), task_of(config), config.num_steps
         speeds = {f"train/{task.unit}s_per_second": float(number)} if last > 1 else {}
         rows = [{"step": last, "train/skipped": 0.0} | speeds]
-        rows += [{"step": last, task.best.key: number / 10, "eval/loss": 1.0 / number}]
+        scores = {task.best.key: number / 10, "eval/loss": 1.0 / number}
+        rows += [{"step": last} | scores | {"eval/top5_accuracy": 1 - number / 100}]
         write_run(config, workdir, rows)
 
     monkeypatch.setattr(comparison, "train", train)
@@ -77,6 +78,20 @@ def test_a_table_of_rows_and_seeds(arguments, trained, tmp_path, capsys):
     for name in ("accuracy.png", "curves.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert "30.00% ± 14.14%" in capsys.readouterr().out
+
+
+def test_another_metric_reads_the_same_runs(arguments, trained, tmp_path, capsys):
+    argv = [*arguments, "--rows=topk,dense", "--seeds=1", f"--out={tmp_path}"]
+    compare_script.main([*argv, "--metric=top5_accuracy"])
+    assert "test top5 accuracy (1 seed)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "table.json").read_text())["metric"]["name"] == "top5_accuracy"
+    lines = list(csv.reader((tmp_path / "table.csv").open()))
+    assert lines[0][2] == "top5_accuracy" and [line[2] for line in lines[1:]] == ["0.99", "0.98"]
+    compare_script.main(argv)
+    assert len(trained) == 2
+    assert list(csv.reader((tmp_path / "table.csv").open()))[1][2] == "0.1"
+    with pytest.raises(UsageError, match=r"--metric=macro_accuracy: the evaluations of .* none"):
+        compare_script.main([*argv, "--metric=macro_accuracy"])
 
 
 def test_runs_of_one_step_have_no_speed(arguments, trained, tmp_path):
@@ -129,6 +144,7 @@ def test_a_router_of_the_config_file_is_a_row(trained, tmp_path, monkeypatch):
         ("--routers=topk:every=1", "may be checkpoint.every or eval.every or log.every"),
         ("--baseline=dense", "--baseline=dense is none of the rows topk, expert_choice"),
         ("--baseline=all", "--baseline=all is none of the rows"),
+        ("--metric=top3_accuracy", "an evaluation of the row 'topk' has loss, accuracy, top5_acc"),
         ("--jobs=0", "--jobs=0 must be from 1 to 256"),
         ("--seeds=2-1", "--seeds=2-1: expected a number of seeds, or FIRST-LAST"),
         ("--tune=learning_rat:1,2", "'learning_rat' is no setting; did you mean learning_rate"),

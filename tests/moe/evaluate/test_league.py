@@ -159,8 +159,8 @@ def test_cores_are_divided():
     assert runs.shares([3, 7], 3) == [[3], [7], [3]] and runs.shares([], 2) == [[], []]
 
 
-def write(folder, *entries, baseline="a", data="x"):
-    league = stored.League("images", baseline, data, [*entries])
+def write(folder, *entries, baseline="a", data="x", metric=ACCURACY):
+    league = stored.League("images", metric, baseline, data, [*entries])
     shown = standings.standings(entries, baseline, ACCURACY)
     stored.write(folder, league, shown, standings.budgets(entries))
     return folder
@@ -196,6 +196,13 @@ def test_tables_that_do_not_belong_together(other, data, message, tmp_path):
     one = write(tmp_path / "1", entry("a", result(0, 0.5)))
     two = write(tmp_path / "2", other, baseline=other.name, data=data)
     with pytest.raises(UsageError, match=message):
+        stored.merge([one, two])
+
+
+def test_tables_by_different_metrics_do_not_merge(tmp_path):
+    one = write(tmp_path / "1", entry("a", result(0, 0.5)))
+    two = write(tmp_path / "2", entry("a", result(1, 0.5)), metric=ACCURACY._replace(name="x"))
+    with pytest.raises(UsageError, match=r"1 is by accuracy, .*2 by x: say --metric"):
         stored.merge([one, two])
 
 
