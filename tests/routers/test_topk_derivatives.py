@@ -135,6 +135,7 @@ def test_every_transformation_gives_the_same_gradient(operator):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["threshold", pytest.param("merge", marks=pytest.mark.slow)])
 def test_second_derivatives_of_the_smooth_mask(solver):
     with jax.enable_x64(True):

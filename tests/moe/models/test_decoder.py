@@ -225,6 +225,7 @@ def frozen(settings):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_it_learns_to_count():
     """Rows of n, n + 1, n + 2, ...: from ln 17 = 2.8 nats a token to almost none."""
     graphdef, params = split(remat="full", width=16, depth=2, embed_scale=0.02, dtype=jnp.bfloat16)

@@ -57,6 +57,7 @@ def begun(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_resumed_run_holds_no_more_than_a_fresh_one(begun, finished_run, tiny, tmp_path):
     resumed = tmp_path / "resumed"
     shutil.copytree(finished_run, resumed)

@@ -43,6 +43,7 @@ def test_a_third_task_trains_and_evaluates(file, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_its_router_may_remember(file, tmp_path):
     """Although the model has no blocks."""
     settings = SMALL | {"num_steps": "4", "router.name": "loss_free", "optimizer.warmup": "0"}

@@ -187,6 +187,7 @@ def test_a_port_that_is_in_use_is_an_error_of_one_line(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_nobody_comes(data_dir, tmp_path):
     """Process 0 alone, and process 1 alone: an error line, in bounded time."""
     arguments = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]

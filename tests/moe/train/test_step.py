@@ -90,6 +90,7 @@ def test_micro_batches_give_the_mean_of_their_own_auxiliary_losses(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_average_moves_by_its_rate(tiny):
     settings = {"optimizer__ema_decay": "0.9", "optimizer__warmup_steps": "0"}
     before, after, _ = one_step(tiny(**settings))

@@ -61,6 +61,7 @@ def assert_same(workdir, unbroken):
         assert kept.best() == max(r.get("eval/accuracy", 0) for r in launch.rows(directory))
 
 
+@pytest.mark.slow
 def test_signals_around_evaluations(send, finished_run, tiny, tmp_path, capsys):
     """In the middle of one, and at the last step before one: each saves first."""
     evaluation = send("eval_batches", signal.SIGTERM, 2)
