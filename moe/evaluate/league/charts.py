@@ -21,6 +21,7 @@ _SHOWN = {
     "max_over_mean_load": "load of the busiest expert (1 = even)",
     "experts_per_token": "experts per token",
     "drop_rate": "routing weight without a slot",
+    "budget": "k of the layer, where it is learnt",
 }
 
 
@@ -75,9 +76,18 @@ def draw_layers(path: pathlib.Path, entries: Sequence[Entry]) -> bool:
         return False
     found = {layer for entry in sparse for run in entry.results for layer in run.layers}
     layers = sorted(found, key=int)
+    names = {
+        name
+        for entry in sparse
+        for run in entry.results
+        for own in run.layers.values()
+        for name in own
+    }
+    shown = {name: title for name, title in _SHOWN.items() if name in names}
     width = 1.5 + 0.12 * len(sparse) * len(layers)
-    figure, axes = plt.subplots(1, len(_SHOWN), figsize=(max(9, len(_SHOWN) * width), 3.2))
-    for axis, (name, title) in zip(axes, _SHOWN.items(), strict=True):
+    size = (max(9, len(shown) * width), 3.2)
+    figure, (axes,) = plt.subplots(1, len(shown), figsize=size, squeeze=False)
+    for axis, (name, title) in zip(axes, shown.items(), strict=True):
         for number, entry in enumerate(sparse):
             heights = [_layer_mean(entry, layer, name) for layer in layers]
             offset = (number - (len(sparse) - 1) / 2) * 0.8 / len(sparse)
