@@ -1,10 +1,12 @@
 """Makes the table of an example with several numbers for each arm: a column each."""
 
+import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 
 from examples import report
 from examples.report import Metric
+from moe import outputs
 
 
 def markdown(
@@ -27,6 +29,23 @@ def markdown(
         cells += [_cell(row, metric) for row, metric in zip(rows, metrics, strict=True)]
         lines.append("| " + " | ".join([*cells, f"{rows[0].seconds:.0f}"]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def show(
+    results: Sequence[dict],
+    metrics: Sequence[Metric],
+    reference: str,
+    names: Mapping[str, str],
+    note: str,
+    out: pathlib.Path,
+) -> None:
+    """Prints the note and the table and writes them as table.md, and picture.png of the first
+    metric, into `out`."""
+    text = f"{note}\n\n" + markdown(results, metrics, reference, names)
+    outputs.write(out / "table.md", lambda fresh: fresh.write_text(text))
+    found = report.rows(results, metrics[0], reference)
+    report.draw(found, metrics[0], reference, out / "picture.png")
+    print(f"\n{text}\nwrote {out}/table.md and picture.png")
 
 
 def _cell(row: report.Row, metric: Metric) -> str:

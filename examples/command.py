@@ -58,6 +58,29 @@ def add_common(
     add("--data_dir", help="where python -m examples.data wrote its files")
 
 
+def add_numbers(made: argparse.ArgumentParser, usual: NamedTuple, helps: dict[str, str]) -> None:
+    """Adds a flag for a whole number of at least 1 for each of these fields of the settings."""
+    for name, help in helps.items():
+        default = getattr(usual, name)
+        made.add_argument(f"--{name}", type=positive, default=default, help=f"{help} ({default})")
+
+
+def parse(
+    made: argparse.ArgumentParser, argv: Sequence[str], arms: Sequence[str], usual: NamedTuple
+):
+    """Returns the flags, with lists in place of their text, and the settings with their values.
+
+    Args:
+      made: with the flags of `add_common`, and one for each field of the settings `usual`.
+      arms: those that there are.
+    """
+    flags = made.parse_args(argv)
+    flags.arms = names(flags.arms, arms, "--arms")
+    names(flags.reference, arms, "--reference")
+    flags.widths = numbers(flags.widths, "--widths")
+    return flags, usual._replace(**{name: getattr(flags, name) for name in usual._fields})
+
+
 def positive(text: str) -> int:
     """Reads a whole number of at least 1."""
     number = int(text)

@@ -15,11 +15,10 @@ import functools
 import pathlib
 from collections.abc import Sequence
 
-from examples import columns, command, data, report
+from examples import columns, command, data
 from examples.beam_search import training, words
 from examples.beam_search.training import ARMS, Settings
 from examples.report import Metric
-from moe import outputs
 
 CONTROL = "likelihood, further"
 METRICS = (
@@ -81,11 +80,7 @@ def main(argv: Sequence[str]) -> None:
         f"{train} words, {settings.steps} steps, then {settings.further}; "
         f"{settings.beams} beams; differences to {CONTROL}"
     )
-    text = f"{title}\n\n" + columns.markdown(results, METRICS, CONTROL, {arm: arm for arm in ARMS})
-    outputs.write(out / "table.md", lambda fresh: fresh.write_text(text))
-    found = report.rows(results, METRICS[0], CONTROL)
-    report.draw(found, METRICS[0], CONTROL, out / "picture.png")
-    print(f"\n{text}\nwrote {out}/table.md and picture.png")
+    columns.show(results, METRICS, CONTROL, {arm: arm for arm in ARMS}, title, out)
 
 
 if __name__ == "__main__":

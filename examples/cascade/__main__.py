@@ -56,16 +56,11 @@ def parse(argv: Sequence[str]):
     parser, usual = command.parser("cascade", __doc__), Settings()
     command.add_common(parser, ARMS, "bce", "0.3,1,3")
     add = parser.add_argument
-    add("--epochs", type=command.positive, default=usual.epochs, help="default %(default)s")
-    add("--batch", type=command.positive, default=usual.batch, help="impressions (%(default)s)")
+    command.add_numbers(parser, usual, {"epochs": "at most", "batch": "impressions in a step"})
     add("--learning_rate", type=float, default=usual.learning_rate, help="%(default)s")
     add("--quotas", choices=("truths", "kept"), default=usual.quotas, help="default %(default)s")
     add("--limit", type=int, default=0, help="ratings to read, to try it out; 0: all")
-    flags = parser.parse_args(argv)
-    flags.arms = command.names(flags.arms, ARMS, "--arms")
-    command.names(flags.reference, ARMS, "--reference")
-    flags.widths = command.numbers(flags.widths, "--widths")
-    return flags, Settings(**{name: getattr(flags, name) for name in Settings._fields})
+    return command.parse(parser, argv, ARMS, usual)
 
 
 if __name__ == "__main__":

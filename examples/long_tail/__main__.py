@@ -22,7 +22,6 @@ from examples import columns, command, data, report
 from examples.long_tail import flights
 from examples.long_tail.losses import NAMES, WITHOUT_WIDTH
 from examples.long_tail.training import TABLE, Settings, train
-from moe import outputs
 from moe.errors import UsageError
 
 ARMS = (TABLE, *NAMES)
@@ -44,9 +43,9 @@ def main(argv: Sequence[str]) -> None:
     results = command.run_all(jobs, lambda job: train(job, made, settings), out, shared)
     results = report.choose_widths(results, "validation")
     k = settings.k
-    metrics = [report.Metric("top1", "one guess", percent=True)]
+    metrics = [report.Metric("macro", f"{k} guesses, macro", percent=True)]
     metrics += [report.Metric("topk", f"{k} guesses", percent=True)]
-    metrics += [report.Metric("macro", f"{k} guesses, macro", percent=True)]
+    metrics += [report.Metric("top1", "one guess", percent=True)]
     parts = (made.train, made.validation, made.test)
     note = (
         f"Flights: {', '.join(f'{len(part.labels):,}' for part in parts)} for training, validation "
@@ -56,11 +55,7 @@ def main(argv: Sequence[str]) -> None:
         f"{flags.reference}."
     )
     names = {result["arm"]: _named(result) for result in results}
-    text = f"{note}\n\n" + columns.markdown(results, metrics, flags.reference, names)
-    outputs.write(out / "table.md", lambda fresh: fresh.write_text(text))
-    found = report.rows(results, metrics[-1], flags.reference)
-    report.draw(found, metrics[-1], flags.reference, out / "picture.png")
-    print(f"\n{text}\nwrote {out}/table.md and picture.png")
+    columns.show(results, metrics, flags.reference, names, note, out)
 
 
 def _named(result: dict) -> str:
@@ -73,22 +68,17 @@ def parse(argv: Sequence[str]):
     parser, usual = command.parser("long_tail", __doc__), Settings()
     command.add_common(parser, ARMS, "cross_entropy", "0.01,0.1,1")
     add = parser.add_argument
-    for name, help in (
-        ("k", "guesses that are allowed"),
-        ("epochs", "of training"),
-        ("batch", "flights in a step"),
-        ("hidden", "units of each layer"),
-        ("embedding", "numbers of each category"),
-    ):
-        default = getattr(usual, name)
-        add(f"--{name}", type=command.positive, default=default, help=f"{help} ({default})")
+    helps = {
+        "k": "guesses that are allowed",
+        "epochs": "of training",
+        "batch": "flights in a step",
+        "hidden": "units of each layer",
+        "embedding": "numbers of each category",
+    }
+    command.add_numbers(parser, usual, helps)
     add("--learning_rate", type=float, default=usual.learning_rate, help="%(default)s")
     add("--limit", type=int, default=0, help="every N-th flight alone, to try it out; 0: all")
-    flags = parser.parse_args(argv)
-    flags.arms = command.names(flags.arms, ARMS, "--arms")
-    command.names(flags.reference, ARMS, "--reference")
-    flags.widths = command.numbers(flags.widths, "--widths")
-    return flags, Settings(**{name: getattr(flags, name) for name in Settings._fields})
+    return command.parse(parser, argv, ARMS, usual)
 
 
 if __name__ == "__main__":

@@ -53,22 +53,17 @@ def parse(argv: Sequence[str]):
     add = parser.add_argument
     add("--dataset", choices=sets.SETS, default=usual.dataset, help="default %(default)s")
     add("--loss", choices=LOSSES, default=usual.loss, help="default %(default)s")
-    for name, help in (
-        ("k", "neighbours that vote"),
-        ("steps", "of training"),
-        ("queries", "in a step"),
-        ("candidates", "in a step"),
-        ("dim", "of the embedding"),
-    ):
-        default = getattr(usual, name)
-        add(f"--{name}", type=command.positive, default=default, help=f"{help} ({default})")
+    helps = {
+        "k": "neighbours that vote",
+        "steps": "of training",
+        "queries": "in a step",
+        "candidates": "in a step",
+        "dim": "of the embedding",
+    }
+    command.add_numbers(parser, usual, helps)
     add("--learning_rate", type=float, default=usual.learning_rate, help="%(default)s")
     add("--limit", type=int, default=0, help="images of each part, to try it out; 0: all")
-    flags = parser.parse_args(argv)
-    flags.arms = command.names(flags.arms, ARMS, "--arms")
-    command.names(flags.reference, ARMS, "--reference")
-    flags.widths = command.numbers(flags.widths, "--widths")
-    return flags, Settings(**{name: getattr(flags, name) for name in Settings._fields})
+    return command.parse(parser, argv, ARMS, usual)
 
 
 def check(settings: Settings, images: sets.Images) -> None:
