@@ -6,6 +6,7 @@ gathered into slots [E, C, D]; one product of them all reads each kernel where i
 its derivative where it belongs. Only what an expert has beyond C passes the loop, afterwards.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,13 +20,16 @@ from moe.nn.mlp import activate
 # are seldom so many, with more a block in the cache saves more than the copy of a kernel costs.
 MEANS = range(16, 257)
 VISIT = 80  # rows that cost as much as the copies of one visit in the loop do
-SHARES = (5 / 8, 5 / 4)  # an expert's slots over the mean of rows: where half are real, where all
 
 
 def counts(rows: int, experts: int) -> list[int]:
     """Returns numbers of slots for each expert, to choose from; none where the loop is faster."""
     mean = rows // experts
-    return [round(share * mean) for share in SHARES] if mean in MEANS and experts > 1 else []
+    if mean not in MEANS or experts < 2:
+        return []
+    # Half of the rows are an expert's where a router has room for twice K. Two standard deviations
+    # above a mean are room for nearly all of rows that are spread by chance.
+    return [round(own + 2 * math.sqrt(own)) for own in (mean / 2, mean)]
 
 
 def best(sizes_E, counts: list[int]):
