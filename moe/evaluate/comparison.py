@@ -19,6 +19,7 @@ from moe.evaluate.league.stored import League
 from moe.models.build import count_parameters
 from moe.screen import say
 from moe.store import workdir as workdirs
+from moe.tasks.task import Source
 from moe.train.run import set_up
 from moe.train.trainer import train
 
@@ -81,23 +82,33 @@ class Comparison:
             outputs.check(file)
         if plan.jobs > 1:  # this process only looks: its children need the accelerator's memory
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        opened: dict[str, Source] = {}  # most rows have the same data, which may take long to read
+
+        def open_split(config: ConfigDict, split: str) -> Source:
+            key = f"{split}\n{config.data}"
+            if key not in opened:
+                opened[key] = plan.task.open(config, split)
+            return opened[key]
+
         for row in plan.rows:
             if plan.choices:
                 jobs = [job for _, several in plan.tuning_jobs(row) for job in several]
             else:
                 jobs = [plan.job(row, seed) for seed in plan.seeds]
             if jobs := missing(jobs):
-                self._check_row(row, jobs)
+                self._check_row(row, jobs, open_split)
 
-    def _check_row(self, row: Row, jobs: Sequence[Job]) -> None:
-        task, first, reported = self.plan.task, jobs[0].config, self.plan.job(row, 0).config
-        run = set_up(first, task.open(first, first.data.train_split))
+    def _check_row(
+        self, row: Row, jobs: Sequence[Job], open_split: Callable[[ConfigDict, str], Source]
+    ) -> None:
+        first, reported = jobs[0].config, self.plan.job(row, 0).config
+        run = set_up(first, open_split(first, first.data.train_split))
         if not self.plan.choices:
             self._parameters[row.folder] = count_parameters(run.params)
         for job in jobs:
             workdirs.check_place(job.workdir)
         for tested in (first, reported):
-            source = task.open(tested, tested.data.eval_split)
+            source = open_split(tested, tested.data.eval_split)
         self._data = self._data or source.fingerprint
 
     def run(self) -> League:
