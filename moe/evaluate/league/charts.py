@@ -76,13 +76,8 @@ def draw_layers(path: pathlib.Path, entries: Sequence[Entry]) -> bool:
         return False
     found = {layer for entry in sparse for run in entry.results for layer in run.layers}
     layers = sorted(found, key=int)
-    names = {
-        name
-        for entry in sparse
-        for run in entry.results
-        for own in run.layers.values()
-        for name in own
-    }
+    all_of = [own for entry in sparse for run in entry.results for own in run.layers.values()]
+    names = {name for own in all_of for name, value in own.items() if value}
     shown = {name: title for name, title in _SHOWN.items() if name in names}
     width = 1.5 + 0.12 * len(sparse) * len(layers)
     size = (max(9, len(shown) * width), 3.2)
@@ -109,4 +104,6 @@ def _layer_mean(entry: Entry, layer: str, name: str) -> float:
 
 
 def _colour(number: int, count: int):
-    return plt.get_cmap("tab10" if count <= 10 else "tab20")(number % 20)
+    if count > 20:
+        return plt.get_cmap("turbo")(number / (count - 1))
+    return plt.get_cmap("tab10" if count <= 10 else "tab20")(number)
