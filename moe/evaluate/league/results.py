@@ -71,8 +71,8 @@ def find(config: ConfigDict, workdir: pathlib.Path, metric: Metric | None = None
         return None
     if metric and not any(row.get(_judged(saved, metric).key) is not None for row in last):
         raise UsageError(
-            f"--metric={metric.name}: the evaluations of {workdir} have none; leave --metric out, or "
-            "train these rows anew in another --out"
+            f"--metric={metric.name}: the evaluations of {workdir} have none; leave --metric out, "
+            "or train these rows anew in another --out"
         )
     return result(saved, rows, metric)
 
