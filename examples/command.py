@@ -110,6 +110,14 @@ def numbers(text: str, flag: str) -> list[float]:
     return found
 
 
+def counts(text: str, flag: str) -> list[int]:
+    """Reads `40,160`, whole numbers of at least 1."""
+    try:
+        return [positive(part) for part in text.split(",")]
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise UsageError(f"{flag}={text}: expected whole numbers, as {flag}=40,160") from error
+
+
 def jobs(flags: argparse.Namespace, without_width: Sequence[str]) -> list[Job]:
     """Returns the runs, seed by seed, so that what was ended early has pairs."""
     return [

@@ -1,7 +1,7 @@
 """Trains a cascade of two rankers, per stage or jointly through top-k masks (DFTopK, LCRON).
 
     python -m examples.data movielens
-    python -m examples.cascade
+    python -m examples.cascade [--time=40,160,640]
 
 40 films are shown to a person; retrieval keeps 30 of them, ranking 20 of those, and what counts is
 how many of the 10 that the person liked best are still there: Recall@10@20. Arms:
@@ -14,14 +14,15 @@ how many of the 10 that the person liked best are still there: Recall@10@20. Arm
 The item mean and popularity are of the ratings before each impression, and both stages are told
 them as well. The masks select 10 in both stages, as in DFTopK's code; `--quotas=kept` has them
 select what the stages keep, 30 and 20, and asks only that the truths are among these.
+`--time=N,N` trains nothing and times a step of each loss with impressions of N films.
 """
 
 import pathlib
 from collections.abc import Sequence
 
 from examples import command, data, report
-from examples.cascade import impressions
-from examples.cascade.training import ARMS, WITHOUT_WIDTH, Settings, train
+from examples.cascade import impressions, timing
+from examples.cascade.training import ARMS, BASELINES, WITHOUT_WIDTH, Settings, train
 from moe.errors import UsageError
 
 METRIC = report.Metric("test", "Recall@10@20")
@@ -40,6 +41,11 @@ def main(argv: Sequence[str]) -> None:
             "expected no more"
         )
     out, shared = pathlib.Path(flags.out), {**settings._asdict(), "limit": flags.limit}
+    if flags.time:
+        arms = [arm for arm in flags.arms if arm not in BASELINES]
+        found = timing.compare(arms, flags.time, flags.widths[0], made, settings)
+        timing.show(found, flags.time, flags.reference, out)
+        return
     jobs = command.jobs(flags, WITHOUT_WIDTH)
     results = command.run_all(jobs, lambda job: train(job, made, settings), out, shared)
     note = (
@@ -60,7 +66,12 @@ def parse(argv: Sequence[str]):
     add("--learning_rate", type=float, default=usual.learning_rate, help="%(default)s")
     add("--quotas", choices=("truths", "kept"), default=usual.quotas, help="default %(default)s")
     add("--limit", type=int, default=0, help="ratings to read, to try it out; 0: all")
-    return command.parse(parser, argv, ARMS, usual)
+    add("--time", help="numbers of films, such as 40,160: time a step of each loss")
+    flags, settings = command.parse(parser, argv, ARMS, usual)
+    flags.time = command.counts(flags.time, "--time") if flags.time else []
+    if flags.time and (flags.reference in BASELINES or flags.reference not in flags.arms):
+        raise UsageError("--time compares with --reference: expected one of --arms that is trained")
+    return flags, settings
 
 
 if __name__ == "__main__":

@@ -172,12 +172,27 @@ def test_a_tiny_run_has_a_row_for_every_arm(tmp_path, ratings, capsys):
     assert text in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_steps_are_timed_by_the_number_of_films(tmp_path, ratings):
+    np.savez(tmp_path / "movielens.npz", **ratings)
+    flags = f"--batch=8 --arms=bce,sparse --time=40,50 --data_dir={tmp_path} --out={tmp_path}"
+    main(flags.split())
+    rows = [line.split("|") for line in (tmp_path / "time.md").read_text().splitlines()]
+    assert [cell.strip() for cell in rows[0][1:-1]] == ["arm", "40 films", "50 films"]
+    assert [row[1].strip() for row in rows[2:]] == ["`bce`", "`sparse`"]
+    assert [cell.count("(1.00)") for cell in rows[2][2:4]] == [1, 1]
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
 def test_what_does_not_fit_is_one_line(tmp_path, ratings):
     with pytest.raises(UsageError, match=r"examples\.data movielens --out"):
         main([f"--data_dir={tmp_path}", f"--out={tmp_path / 'out'}"])
     np.savez(tmp_path / "movielens.npz", **ratings)
     with pytest.raises(UsageError, match="of 19 impressions"):
         main(["--batch=20", f"--data_dir={tmp_path}", f"--out={tmp_path / 'out'}"])
+    for wrong in ("--time=0", "--time=40,x", "--time=40 --reference=random", "--time=9 --arms=x"):
+        with pytest.raises(UsageError, match=wrong.rpartition("--")[2].partition("=")[0]):
+            main([*wrong.split(), f"--data_dir={tmp_path}"])
     assert not (tmp_path / "out").exists()
 
 
