@@ -199,6 +199,32 @@ def test_the_same_losses_on_a_mesh(arm, tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arm", ["annealed", "straight"])
+def test_a_text_has_the_same_losses_on_a_mesh(arm, tiny_text):
+    settings = ARMS[arm] | {"prune__keep": "0.2", "optimizer__learning_rate": "0.01"}
+    found, _, _ = losses(tiny_text(**settings, **meshed(2, 2, 1, 2)), steps=6)
+    alone, _, _ = losses(tiny_text(**settings), jax.devices()[:1], steps=6)
+    assert found[-1] < found[0] - 0.1
+    np.testing.assert_allclose(found, alone, rtol=0, atol=2e-4 * alone[0])
+
+
+@pytest.mark.slow
+def test_compressed_gradients_of_a_pruned_run_go_on_to_the_bit(tiny, tmp_path):
+    """Workers send of the gradient at the pruned parameters; what they keep is in the state."""
+    both = {"optimizer__compress__keep": "0.3", "router__name": "sparse_expert_choice"}
+    config = tiny(**PRUNED | both | meshed(4, 1, 1, 2))
+    assert train(config, tmp_path / "whole")["eval/hardened/loss"] < 2.4
+    copy = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(copy / "checkpoints" / "8")
+    train(config, copy)
+    whole, cut = (
+        [{k: v for k, v in row.items() if "second" not in k} for row in read(file)]
+        for file in (tmp_path / "whole" / "metrics.jsonl", copy / "metrics.jsonl")
+    )
+    assert whole == cut and any("train/nonzero_share" in row for row in whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["annealed", "hard"])
 def test_scanned_or_not_is_the_same_step(arm, tiny_text):
     def after(**model):
