@@ -88,12 +88,11 @@ def _sample(x, number, lam, key, k):
     coin = _coins(x, number, lam)
     counts, n = _counts(coin, k), x.shape[-1]
     uniform = jax.random.uniform(key, (n, *x.shape[:-1]), x.dtype)
-    choice = jnp.arange(k + 1)
 
     def draw(left, item):
         """Takes item i or not, where `left` of the items 0 to i are to be taken."""
         i, p, u, before, here = item
-        at = lambda table, r: (table * (choice == r[..., None])).sum(-1)  # noqa: E731
+        at = lambda table, r: (table * jax.nn.one_hot(r, k + 1, dtype=bool)).sum(-1)  # noqa: E731
         take = (u * at(here, left) < p * at(before, left - 1)) | (left > i)
         return left - take, take
 

@@ -55,7 +55,7 @@ def sparse_topk_loss(scores, labels, k, *, p=2.0, strength=1.0):
     labels = class_numbers(labels, scores)
     x, _, lam, _ = rows(scores, k, strength, -1)
     wrong = jnp.where(labels < classes, 1, jnp.nan).astype(x.dtype)  # of a traced label
-    own = labels[..., None] == jnp.arange(classes)
+    own = jax.nn.one_hot(labels, classes, dtype=bool)
     return _loss(k, p, nan_rows(x, lam, wrong), lam, own).astype(scores.dtype)
 
 

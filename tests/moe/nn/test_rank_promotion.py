@@ -14,6 +14,7 @@ from tests.moe.conftest import open_source
 
 SETTINGS = {"data__augment__mixup": "0.4", "optimizer__ema_decay": "0.9", "model__dropout": "0.1"}
 ROWS, KEY = jax.ShapeDtypeStruct((3, 2, 8), jnp.float32), jax.random.key(0)
+LABELS = jnp.zeros((3, 2), int)
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,11 @@ OPERATORS = {
     "entmax": lambda x: routers.entmax(x, alpha=1.5),
     "perturbed": lambda x: routers.perturbed_topk_mask(x, 2, key=KEY),
     "k-th": lambda x: routers.perturbed_kth_value(x, 2, key=KEY),
+    "marginals": lambda x: routers.exactly_k_marginals(x, 3),
+    "sample": lambda x: routers.exactly_k_sample(x, 3, KEY) * x,
+    "top-k loss": lambda x: routers.sparse_topk_loss(x, LABELS, 3),
+    "top-k hinge": lambda x: routers.topk_hinge_loss(x, LABELS, KEY, k=3),
+    "projection": lambda x: routers.permutahedron_projection(x, jnp.arange(8.0)),
     "rank": routers.soft_rank,
     "sort, pav": lambda x: routers.soft_sort(x, solver="pav", p=3.0),
     **{
