@@ -128,7 +128,7 @@ class Plan:
         if not text:
             return DENSE if DENSE in names else names[0]
         try:
-            (row,) = league_rows.parse([text], self.keys, names)
+            (row,) = league_rows.parse([text], self.keys, ())
             if (name := self._typed(row).name) in names:
                 return name
         except (UsageError, ValueError):  # no row at all, or "all" of them

@@ -144,6 +144,7 @@ def test_a_router_of_the_config_file_is_a_row(trained, tmp_path, monkeypatch):
         ("--routers=topk:every=1", "may be checkpoint.every or eval.every or log.every"),
         ("--baseline=dense", "--baseline=dense is none of the rows topk, expert_choice"),
         ("--baseline=all", "--baseline=all is none of the rows"),
+        ("--routers=topk --baseline=all", "--baseline=all is none of the rows topk"),
         ("--metric=top3_accuracy", "an evaluation of the row 'topk' has loss, accuracy, top5_acc"),
         ("--jobs=0", "--jobs=0 must be from 1 to 256"),
         ("--seeds=2-1", "--seeds=2-1: expected a number of seeds, or FIRST-LAST"),
@@ -170,7 +171,7 @@ def test_what_cannot_be_compared(
     argument, message, arguments, trained, tmp_path, monkeypatch, capsys
 ):
     out = tmp_path / "out"
-    argv = [*arguments, f"--out={out}", "--routers=topk,expert_choice", argument]
+    argv = [*arguments, f"--out={out}", "--routers=topk,expert_choice", *argument.split()]
     monkeypatch.chdir(tmp_path)
     argv[0] = f"--config={compare_script.__file__.replace('compare.py', 'configs/digits.py')}"
     assert message in run(compare_script, argv, monkeypatch, capsys)
