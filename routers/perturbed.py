@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from routers.operands import as_scores, check_axis, class_numbers, nan_rows, rows, whole
-from routers.selection import ranks
+from routers.selection import kth_value, ranks
 
 
 def perturbed_topk_mask(x, k, key, *, num_samples=100, strength=1.0, axis=-1):
@@ -73,7 +73,7 @@ def perturbed_kth_value(x, k, key, *, num_samples=10, strength=1.0, axis=-1):
     k, scores = whole(k), as_scores(x)
     x, _, lam, _ = rows(scores, k, strength, axis)
     noisy = nan_rows(x, lam)[None] + lam[None, ..., None] * _noise(key, num_samples, x)
-    return jax.lax.top_k(noisy, k)[0][..., -1].mean(0).astype(scores.dtype)
+    return kth_value(noisy, k).mean(0).astype(scores.dtype)
 
 
 def topk_hinge_loss(scores, labels, key, *, k=5, num_samples=10, strength=0.2, margins=None):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from routers.selection import ROUNDS, largest, ranks
+from routers.selection import ROUNDS, kth_value, largest, ranks
 
 
 @pytest.fixture(params=["distinct", "ties", "tiny and huge"])
@@ -44,3 +44,16 @@ def test_rows_stay_on_their_devices(select):
     rows = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
     x = jax.ShapeDtypeStruct((16, 4, 20), jnp.float32, sharding=rows)
     assert "all-" not in jax.jit(lambda x: select(x, 3)).lower(x).compile().as_text()
+
+
+@pytest.mark.parametrize("k", [1, 6, 9])  # maxima one by one, and a sort; some entries are equal
+def test_the_kth_value(k):
+    x = np.random.default_rng(0).normal(size=(50, 12)).astype(np.float32).round(1)
+    x[0, :10], x[1, 3], x[2] = -np.inf, np.inf, -np.inf
+    x[3] = np.nan
+    value, slope = jax.vmap(jax.value_and_grad(lambda row: kth_value(row, k)))(x)
+    np.testing.assert_array_equal(value, -np.sort(-x, -1)[:, k - 1])
+    real = np.isfinite(value)
+    order = np.argsort(-x, -1, kind="stable")[:, k - 1]
+    np.testing.assert_array_equal(slope[real], np.eye(12)[order[real]])
+    assert np.isfinite(slope).all()
