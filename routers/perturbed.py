@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from routers.operands import as_scores, check_axis, class_numbers, nan_rows, rows, whole
-from routers.selection import kth_value, ranks
+from routers.selection import ROUNDS, kth_value, largest, ranks
 
 
 def perturbed_topk_mask(x, k, key, *, num_samples=100, strength=1.0, axis=-1):
@@ -161,5 +161,6 @@ def _mean_mask_jvp(k, primals, tangents):
 
 def _mask(k, x):
     """Returns the hard mask, by places: scores far above the noise may tie."""
-    mask = (ranks(x, k) < k).astype(x.dtype)
+    chosen = ranks(x, k) < k if k <= ROUNDS else largest(x, k)
+    mask = chosen.astype(x.dtype)
     return jnp.where(x > -jnp.inf, mask, jnp.where(x == -jnp.inf, 0, jnp.nan))

@@ -190,3 +190,15 @@ def test_errors_of_the_loss_say_what_to_type(change, message):
     arguments = {"scores": np.ones((2, 5), np.float32), "labels": np.ones(2, int), "k": 2, **change}
     with pytest.raises(ValueError, match=message):
         topk_hinge_loss(**arguments, key=KEY)
+
+
+@pytest.mark.parametrize("k", [2, 9])  # maxima one by one, and a search
+def test_the_mask_is_the_mean_over_draws(k):
+    rng, key = np.random.default_rng(0), jax.random.key(1)
+    x = rng.normal(size=(4, 15)).astype(np.float32)
+    x[1, :5], x[2, 0] = -np.inf, np.nan
+    noisy = x + 0.5 * np.asarray(jax.random.normal(key, (20, 4, 15), jnp.float32))
+    expected = (np.argsort(np.argsort(-noisy, -1), -1) < k).mean(0)
+    expected[2] = np.nan
+    found = perturbed_topk_mask(x, k, key, num_samples=20, strength=0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
