@@ -49,6 +49,7 @@ def test_a_row_among_many_is_solved_as_among_few(link, n):
     assert np.isnan(found).any(-1).sum() == np.isnan(x).any(-1).sum() == 1
 
 
+@pytest.mark.slow
 def test_many_rows_on_several_devices():
     x, k, lam = batch(2 * MANY_ROWS, 8)
     spread = PartitionSpec("d")

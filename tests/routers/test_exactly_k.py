@@ -32,7 +32,11 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
+SLOW = ("wide", "equal", "far")  # a program for each length
+NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in ROWS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_marginals_are_sums_over_all_sets(name):
     x = ROWS[name]
     for k in (1, 3, len(x) - 1, len(x)):

@@ -12,7 +12,7 @@ from tests.derivatives import check_derivatives
 P = [2.0, 1.5, 4 / 3, 3.0]
 SLOW = [pytest.param(p, "pav", marks=pytest.mark.slow) for p in (1.5, 3.0)]
 SOLVERS = [*((p, "threshold") for p in P), (2.0, "pav"), (4 / 3, "pav"), (2.0, "dykstra"), *SLOW]
-SOLVERS += [(2.0, "merge"), (4 / 3, "merge")]
+SOLVERS += [(2.0, "merge"), pytest.param(4 / 3, "merge", marks=pytest.mark.slow)]
 WEIGHTS = np.cos(1.7 * np.arange(8))  # a plain sum of the mask is k: its gradient hides everything
 
 operators = pytest.mark.parametrize(

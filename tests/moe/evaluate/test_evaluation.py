@@ -140,6 +140,7 @@ def damage(checkpoint):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_the_newest_good_checkpoint_is_used(run_copy, tiny, capsys):
     reference = evaluated(run_copy, step=20)
     damage(run_copy / "checkpoints" / "24")

@@ -15,6 +15,7 @@ from moe.evaluate.generation import Row
 from moe.evaluate.sampling import Rows
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts_is_continued(finished_text_run, tmp_path, capsys):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('"def f("\n\n{"prompt": "# \\u00e9\\n"}\n')

@@ -114,6 +114,7 @@ def rows(drawn, count):
     return found
 
 
+@pytest.mark.slow
 def test_greedy_text_through_the_cache_is_that_of_whole_passes(loaded, log_probs):
     run, params = loaded
     greedy = sampler(run, Sampling(temperature=0))
@@ -154,6 +155,7 @@ def test_a_row_depends_on_its_prompt_and_sample_alone(loaded, log_probs):
     assert rows(other.draw(params, PROMPTS[:1], [0]), 1)[0] != together[0]
 
 
+@pytest.mark.slow
 def test_a_row_ends_with_the_token_that_ends_a_document(loaded):
     run, params = loaded
     greedy = Sampling(temperature=0)

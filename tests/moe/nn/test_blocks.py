@@ -72,11 +72,10 @@ def plain(data_dir):
     return outcome(cli.apply(config.default(), TINY | dotted))
 
 
-QUICK = [("true", "full")]
 CASES = [(scan, remat) for scan in ("true", "false") for remat in REMATS]
-CASES = [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 
 
+@pytest.mark.slow  # a loop that computes again is in the quick `tests/moe/train/test_memory.py`
 @pytest.mark.parametrize(("scan", "remat"), CASES)
 def test_loops_and_rematerialisation_change_no_number(scan, remat, plain, tiny):
     value, out, grads = outcome(tiny(**SIZES, model__scan=scan, model__remat=remat))

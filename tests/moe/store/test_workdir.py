@@ -76,6 +76,7 @@ def test_a_resumed_run_holds_no_more_than_a_fresh_one(begun, finished_run, tiny,
     assert fresh > 3 * 4 * 2000 and fresh == resumed == initialized
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_repeated_from_the_one_before(finished_run, tiny, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
@@ -94,6 +95,7 @@ def test_a_damaged_checkpoint_is_repeated_from_the_one_before(finished_run, tiny
     assert all(np.array_equal(ours[name], array) for name, array in theirs.items())
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_becomes_longer(finished_run, tiny, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)

@@ -115,6 +115,7 @@ def test_the_page_stands_alone_and_holds_the_text_as_it_is(tmp_path):
     assert np.max(data["opacity"]) == 1
 
 
+@pytest.mark.slow
 def test_an_evaluation_shows_its_text(finished_text_run, tmp_path):
     workdir = shutil.copytree(finished_text_run, tmp_path / "run")
     result = evaluate_run(workdir, step=None, split=None, overrides={})

@@ -57,7 +57,8 @@ def started(config, workdir):
     }
 
 
-@pytest.mark.parametrize("scan", ["true", pytest.param("false", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", ["true", "false"])
 def test_a_dense_checkpoint_becomes_experts(scan, dense, tiny, tmp_path, capsys):
     config = tiny(**SIZES, moe__layers="every-2", model__scan=scan, init__workdir=str(dense))
     run, mine = started(config, tmp_path)
