@@ -10,7 +10,7 @@ one MLP of width 134.
     ... --config.router.name=topk                        another router, all else equal
     ... --config.moe.dense=True                          the dense counterpart at equal FLOPs
 
-Trains in about a minute on two CPU cores (`make train` installs first); the docs/league.md has the
+Trains in about a minute on two CPU cores (`make train` installs first); docs/league.md has the
 accuracy of every router over five seeds.
 """
 

@@ -66,9 +66,11 @@ def parse(argv: Sequence[str]):
     add("--learning_rate", type=float, default=usual.learning_rate, help="%(default)s")
     add("--quotas", choices=("truths", "kept"), default=usual.quotas, help="default %(default)s")
     add("--limit", type=int, default=0, help="ratings to read, to try it out; 0: all")
-    add("--time", help="numbers of films, such as 40,160: time a step of each loss")
+    add("--time", help="films, as 40,160: time a step of each loss, at the first width")
     flags, settings = command.parse(parser, argv, ARMS, usual)
     flags.time = command.counts(flags.time, "--time") if flags.time else []
+    if flags.time and min(flags.time) < impressions.ITEMS:
+        raise UsageError(f"--time: an impression has {impressions.ITEMS} films; take no fewer")
     if flags.time and (flags.reference in BASELINES or flags.reference not in flags.arms):
         raise UsageError("--time compares with --reference: expected one of --arms that is trained")
     return flags, settings

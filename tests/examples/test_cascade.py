@@ -190,7 +190,13 @@ def test_what_does_not_fit_is_one_line(tmp_path, ratings):
     np.savez(tmp_path / "movielens.npz", **ratings)
     with pytest.raises(UsageError, match="of 19 impressions"):
         main(["--batch=20", f"--data_dir={tmp_path}", f"--out={tmp_path / 'out'}"])
-    for wrong in ("--time=0", "--time=40,x", "--time=40 --reference=random", "--time=9 --arms=x"):
+    for wrong in (
+        "--time=0",
+        "--time=40,x",
+        "--time=40 --reference=random",
+        "--time=39",
+        "--time=40 --arms=x",
+    ):
         with pytest.raises(UsageError, match=wrong.rpartition("--")[2].partition("=")[0]):
             main([*wrong.split(), f"--data_dir={tmp_path}"])
     assert not (tmp_path / "out").exists()

@@ -133,15 +133,16 @@ def test_records_and_evaluation_tell_both_networks(pruned_run, tmp_path):
     ]
 
 
+def told(file):
+    """Returns the records without times."""
+    return [{k: v for k, v in row.items() if "second" not in k} for row in read(file)]
+
+
 def test_a_run_that_was_stopped_ends_the_same(pruned_run, tmp_path):
     config, workdir = pruned_run
     copy = shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(copy / "checkpoints" / "8")
     train(config, copy)
-
-    def told(place):
-        return [{k: v for k, v in row.items() if "second" not in k} for row in read(place)]
-
     assert told(copy / "metrics.jsonl") == told(workdir / "metrics.jsonl")
 
 
@@ -217,10 +218,7 @@ def test_compressed_gradients_of_a_pruned_run_go_on_to_the_bit(tiny, tmp_path):
     copy = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(copy / "checkpoints" / "8")
     train(config, copy)
-    whole, cut = (
-        [{k: v for k, v in row.items() if "second" not in k} for row in read(file)]
-        for file in (tmp_path / "whole" / "metrics.jsonl", copy / "metrics.jsonl")
-    )
+    whole, cut = (told(run / "metrics.jsonl") for run in (tmp_path / "whole", copy))
     assert whole == cut and any("train/nonzero_share" in row for row in whole)
 
 
