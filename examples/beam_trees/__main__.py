@@ -24,7 +24,7 @@ from examples.beam_trees.training import Settings
 from moe.errors import UsageError
 
 NAMES = {"commonest": "the commonest class", **training.ARMS}
-PUBLISHED = Settings(width=128, beams=5, epochs=100, rate=1e-3, remat=True)
+PUBLISHED = Settings(width=128, beams=5, epochs=100, rate=1e-3)
 # How a model is trained, on how many examples, and on how many it is tested.
 SIZES = {
     ("listops", "small"): (Settings(), 20_000, 1_000),

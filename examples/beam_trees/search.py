@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 LOW = -1e9  # in the place of -inf, where all of a row may be absent
+SHORT = 10  # so few places are not worth another loop to compile
 
 
 class Beams(NamedTuple):
@@ -33,7 +34,6 @@ class Search(NamedTuple):
         None takes the best candidates as they are.
       strength: of `select`.
       noise: scale of the Gumbel noise on the candidates' scores while they are chosen.
-      remat: computes a step again in the backward pass, so that memory does not grow with steps.
     """
 
     compose: Callable
@@ -42,7 +42,6 @@ class Search(NamedTuple):
     select: Callable | None = None
     strength: float = 1.0
     noise: float = 0.0
-    remat: bool = False
 
 
 def find(search: Search, leaves, counts, key=None, merges=None) -> Beams:
@@ -75,10 +74,24 @@ def find(search: Search, leaves, counts, key=None, merges=None) -> Beams:
         ]
         return Beams(*keep), None
 
-    if search.remat:
-        step = jax.checkpoint(step)
+    # What a step makes on its way is made again in the backward pass, which is faster on a CPU too
+    # than to write it to memory and to read it: 0.39 to 0.28 s for OneSoft, 20 places, one core.
+    step = jax.checkpoint(step)
     xs = jnp.arange(places - 1), None if merges is None else merges.swapaxes(0, 1)
-    return jax.lax.scan(step, Beams(items, pairs, scores), xs)[0]
+    beams = Beams(items, pairs, scores)
+    for start, end in _spans(places):
+        here = jax.tree.map(lambda x, span=slice(start, end): x[span], xs)
+        beams = jax.lax.scan(step, _cut(beams, places - start), here)[0]
+    return beams
+
+
+def _spans(places: int) -> list[tuple[int, int]]:
+    """Returns spans of merges, each up to where half of the places that were left are used."""
+    spans, start = [], 0
+    while places - start > SHORT:
+        spans.append((start, start + (places - start) // 2))
+        start = spans[-1][1]
+    return [*spans, (start, places - 1)]
 
 
 def root(beams: Beams):
@@ -147,6 +160,11 @@ def _mix(search: Search, beams: Beams, weights, scores, key) -> Beams:
     last = [(0, 0), (0, 0), (0, 1), (0, 0)]
     items, pairs = jnp.pad(items, last), jnp.pad(pairs, last)
     return Beams(items, pairs, jnp.where(alive, mean, -jnp.inf))
+
+
+def _cut(beams: Beams, places: int) -> Beams:
+    """Returns the beams without the places behind those that an example still uses."""
+    return Beams(beams.items[:, :, :places], beams.pairs[:, :, : places - 1], beams.scores)
 
 
 def _take(x, beam):

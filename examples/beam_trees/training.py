@@ -42,7 +42,6 @@ class Settings(NamedTuple):
     noise: float = 1.0
     patience: int = 2
     stop: int = 4
-    remat: bool = False
 
 
 def logits(arm: str, settings: Settings, params, batch: Examples, key=None):
@@ -56,7 +55,6 @@ def logits(arm: str, settings: Settings, params, batch: Examples, key=None):
         select=SELECTIONS.get(arm) if key is not None else None,
         strength=settings.strength,
         noise=settings.noise,
-        remat=settings.remat and key is not None,
     )
     leaves = cell.leaves(params, batch.tokens.reshape(n * sides, width))
     merges = batch.merges.reshape(n * sides, -1) if gold else None

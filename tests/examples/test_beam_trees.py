@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from examples.beam_trees import cell, training
-from examples.beam_trees.search import Search, find, root
+from examples.beam_trees.search import Search, _spans, find, root
 from examples.beam_trees.selection import one_soft, soft, sparse
 
 D = 4
@@ -111,6 +111,19 @@ def test_padding_changes_nothing(weights, sequences, select):
     again = searched(2, select, weights, others(leaves, counts), counts, 0.5)
     np.testing.assert_array_equal(root(found), root(again))
     np.testing.assert_array_equal(root(found)[2], leaves[2, 0])
+
+
+@pytest.mark.parametrize("select", [None, one_soft, sparse])
+def test_places_that_fall_away_are_not_used(weights, select):
+    leaves = np.random.default_rng(2).normal(size=(3, 25, D)).astype(np.float32)
+    counts = np.array([25, 13, 6], np.int32)
+    longer = others(np.pad(leaves, [(0, 0), (0, 18), (0, 0)]), counts)
+    assert _spans(25) == [(0, 12), (12, 18), (18, 24)] and len(_spans(43)) == 4
+    with jax.enable_x64(True):
+        precise = jax.tree.map(np.float64, (weights, leaves, longer))
+        found, again = (searched(2, select, precise[0], x, counts, 0.5) for x in precise[1:])
+        np.testing.assert_allclose(root(found), root(again), atol=1e-10)
+        np.testing.assert_allclose(found.scores, again.scores, rtol=1e-10)
 
 
 def test_one_soft_changes_nothing_where_nothing_is_left_over(weights, sequences):
