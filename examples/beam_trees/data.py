@@ -66,13 +66,22 @@ LISTOPS = {
 LOGIC = {"small": (3, (4, 5, 6)), "published": (6, (7, 8, 9, 10, 11, 12))}
 
 
-def make(task: str, size: str, train: int, test: int, seed: int) -> Task:
-    """Returns the task "listops" or "logic" with so many examples to train and to test on."""
-    return (_listops if task == "listops" else _logic)(size, train, test, seed)
+def make(
+    task: str, size: str, train: int, test: int, seed: int, operators: tuple[str, ...] | None = None
+) -> Task:
+    """Returns the task "listops" or "logic" with so many examples to train and to test on.
+
+    Args:
+      operators: those that lists of "listops" have; None for all.
+    """
+    if task == "logic":
+        return _logic(size, train, test, seed)
+    return _listops(size, train, test, seed, operators or tuple(listops.OPERATORS))
 
 
-def _listops(size: str, train: int, test: int, seed: int) -> Task:
+def _listops(size: str, train: int, test: int, seed: int, operators: tuple[str, ...]) -> Task:
     limits, others = LISTOPS[size]
+    limits = limits._replace(operators=operators)
 
     def encode(trees):
         labels = [listops.value(tree) for tree in trees]
@@ -86,6 +95,7 @@ def _listops(size: str, train: int, test: int, seed: int) -> Task:
         f"to {limits.longest} tokens": encode(drawn[test : 2 * test]),
     }
     for number, (name, other) in enumerate(others.items(), 1):
+        other = other._replace(operators=operators)
         sets[name] = encode(listops.draw(test, other, seed + 1000 * number, known))
     return Task(listops.TOKENS, listops.CLASSES, sets)
 

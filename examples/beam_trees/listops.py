@@ -29,6 +29,7 @@ class Limits(NamedTuple):
       shortest, longest: in tokens.
       arguments: the most that a list has.
       depth: from here on there are digits only; the whole expression has depth 1.
+      operators: those that are drawn.
       nest: chance that an argument is a list. The published one, 1/4, seldom makes long lists;
         with 2/7 a list of 2 to 5 arguments has one list among them, in the mean.
     """
@@ -38,6 +39,7 @@ class Limits(NamedTuple):
     arguments: int = 5
     depth: int = 20
     nest: float = 0.25
+    operators: tuple[str, ...] = tuple(OPERATORS)
 
 
 def value(tree: Tree) -> int:
@@ -77,7 +79,7 @@ def _try(rng: random.Random, limits: Limits) -> Tree | None:
             left -= 1
             return str(rng.randrange(10))
         left -= 2
-        parts = [rng.choice(TOKENS[:4])]
+        parts = [rng.choice(limits.operators)]
         for _ in range(rng.randint(2, limits.arguments)):
             if left <= 0:
                 left = -1

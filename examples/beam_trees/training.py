@@ -35,7 +35,7 @@ class Settings(NamedTuple):
     beams: int = 2
     batch: int = 64
     dropout: float = 0.1
-    epochs: int = 12
+    epochs: int = 6
     rate: float = 3e-3
     decay: float = 1e-2
     strength: float = 1.0

@@ -36,6 +36,8 @@ def test_a_row_for_each_arm_and_a_column_for_each_metric():
         (beam_trees.main, ["--beams=1"], "--arms=greedy"),
         (beam_trees.main, ["--arms=gold,non"], "'non' is none of"),
         (beam_trees.main, ["--rate=0"], "--rate=0: expected numbers above 0"),
+        (beam_trees.main, ["--operators=MAX,MEAN"], "'MEAN' is none of MAX, MIN, MED, SM"),
+        (beam_trees.main, ["--task=logic", "--operators=MAX"], "is of --task=listops"),
         (beam_trees.main, ["--task=sums"], "invalid choice: 'sums'"),
         (beam_search.main, ["--words=0"], "0 is below 1"),
         (beam_search.main, ["--data_dir=/nowhere"], "python -m examples.data cmudict"),

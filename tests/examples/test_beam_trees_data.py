@@ -68,6 +68,22 @@ def test_expressions_keep_their_limits_and_differ():
         check(tree, 1)
 
 
+def test_only_the_operators_asked_for_are_drawn():
+    def drawn(*operators):
+        sets = data.make("listops", "small", 40, 10, 0, operators).sets.values()
+        return [
+            {listops.TOKENS[token] for token in some.tokens[_used(some)]} - {"]", *"0123456789"}
+            for some in sets
+        ]
+
+    assert drawn("[MIN", "[SM") == [{"[MIN", "[SM"}] * 6
+    assert drawn() == [{*listops.OPERATORS}] * 6
+
+
+def _used(examples):
+    return np.arange(examples.tokens.shape[-1]) < examples.counts[..., None]
+
+
 def test_too_few_expressions_are_an_error():
     with pytest.raises(UsageError, match=r"found 10 .* ask for fewer"):
         listops.draw(11, Limits(1, 1, depth=1), 0)
