@@ -65,6 +65,32 @@ def add_numbers(made: argparse.ArgumentParser, usual: NamedTuple, helps: dict[st
         made.add_argument(f"--{name}", type=positive, default=default, help=f"{help} ({default})")
 
 
+def add_overrides(
+    made: argparse.ArgumentParser, whole: Sequence[str], real: dict[str, str]
+) -> None:
+    """Adds a flag for each of these settings, in the place of a size's own.
+
+    Args:
+      whole: names of whole numbers of at least 1.
+      real: names of numbers above 0, with what they are.
+    """
+    for name in whole:
+        made.add_argument(f"--{name}", type=positive, help=f"in the place of the size's own {name}")
+    for name, help in real.items():
+        made.add_argument(f"--{name}", help=help)
+
+
+def override(
+    flags: argparse.Namespace, settings: NamedTuple, whole: Sequence[str], real: dict[str, str]
+):
+    """Returns the settings with what was given by the flags of `add_overrides`."""
+    given = {name: getattr(flags, name) for name in whole}
+    given |= {
+        name: numbers(getattr(flags, name), f"--{name}")[0] for name in real if getattr(flags, name)
+    }
+    return settings._replace(**{name: value for name, value in given.items() if value})
+
+
 def parse(
     made: argparse.ArgumentParser, argv: Sequence[str], arms: Sequence[str], usual: NamedTuple
 ):

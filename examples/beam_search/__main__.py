@@ -20,6 +20,12 @@ from examples.beam_search import training, words
 from examples.beam_search.training import ARMS, Settings
 from examples.report import Metric
 
+WHOLE = ("beams", "width", "batch", "steps", "further")
+REAL = {
+    "rate": "of learning at first",
+    "further_rate": "of learning after that",
+    "strength": "of the soft selection, in units of log-probability",
+}
 CONTROL = "likelihood, further"
 METRICS = (
     Metric("word", "word error", higher=False, percent=True),
@@ -41,22 +47,12 @@ def main(argv: Sequence[str]) -> None:
     add("--seeds", type=command.positive, default=3, help="how many (default %(default)s)")
     add("--words", type=command.positive, help="to train on")
     add("--test", type=command.positive, help="words to test on")
-    for name in ("beams", "width", "batch", "steps", "further"):
-        add(f"--{name}", type=command.positive, help=f"in the place of the size's own {name}")
-    add("--rate", help="of learning at first")
-    add("--further_rate", help="of learning after that")
-    add("--strength", help="of the soft selection, in units of log-probability")
+    command.add_overrides(made, WHOLE, REAL)
     add("--out", default="runs/beam_search", help="folder of the results (default %(default)s)")
     add("--data_dir", help="where python -m examples.data wrote its files")
     flags = made.parse_args(argv)
     settings, train, longest, test = SIZES[flags.size]
-    whole = {name: getattr(flags, name) for name in ("beams", "width", "batch", "steps", "further")}
-    real = {
-        name: command.numbers(getattr(flags, name), f"--{name}")[0]
-        for name in ("rate", "further_rate", "strength")
-        if getattr(flags, name)
-    }
-    settings = settings._replace(**{name: x for name, x in whole.items() if x}, **real)
+    settings = command.override(flags, settings, WHOLE, REAL)
     train, test = flags.words or train, flags.test or test
     said = words.parse(data.load("cmudict", flags.data_dir))
     out = pathlib.Path(flags.out).expanduser()

@@ -25,6 +25,11 @@ from examples.beam_trees.training import Settings
 from moe.errors import UsageError
 
 NAMES = {"commonest": "the commonest class", **training.ARMS}
+WHOLE = ("beams", "width", "epochs", "batch")
+REAL = {
+    "rate": "of learning",
+    "strength": "of the relaxed selections, in units of log-probability",
+}
 PUBLISHED = Settings(width=128, beams=5, epochs=100, rate=1e-3)
 # How a model is trained, on how many examples, and on how many it is tested.
 SIZES = {
@@ -65,20 +70,11 @@ def main(argv: Sequence[str]) -> None:
     add("--reference", default="hard", help="arm of the differences (default %(default)s)")
     add("--train", type=command.positive, help="examples to train on")
     add("--test", type=command.positive, help="examples of each set to test on")
-    for name in ("beams", "width", "epochs", "batch"):
-        add(f"--{name}", type=command.positive, help=f"in the place of the size's own {name}")
-    add("--rate", help="of learning")
-    add("--strength", help="of the relaxed selections, in units of log-probability")
+    command.add_overrides(made, WHOLE, REAL)
     add("--out", help="folder of the results (default runs/beam_trees/TASK)")
     flags = made.parse_args(argv)
     settings, train, test = SIZES[flags.task, flags.size]
-    whole = {name: getattr(flags, name) for name in ("beams", "width", "epochs", "batch")}
-    real = {
-        name: command.numbers(getattr(flags, name), f"--{name}")[0]
-        for name in ("rate", "strength")
-        if getattr(flags, name)
-    }
-    settings = settings._replace(**{name: x for name, x in whole.items() if x}, **real)
+    settings = command.override(flags, settings, WHOLE, REAL)
     train, test = flags.train or train, flags.test or test
     arms = command.names(flags.arms, list(NAMES), "--arms")
     command.names(flags.reference, list(NAMES), "--reference")

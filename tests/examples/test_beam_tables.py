@@ -2,7 +2,7 @@
 
 import pytest
 
-from examples import columns
+from examples import columns, command
 from examples.beam_search import __main__ as beam_search
 from examples.beam_trees import __main__ as beam_trees
 from examples.beam_trees import report
@@ -28,6 +28,14 @@ def test_a_row_for_each_arm_and_a_column_for_each_metric():
     assert lines[3] == "| soft ones | 82.33 % ± 3.21, better | 0.4117 ± 0.0161, worse | 2 |"
     figure = report.draw(runs(), ["near", "far"], names, "title")
     assert [line.get_label() for line in figure.axes[0].lines[::4]] == list(names.values())
+
+
+def test_flags_take_the_place_of_the_sizes_own_settings():
+    made = command.parser("some", "")
+    command.add_overrides(made, beam_trees.WHOLE, beam_trees.REAL)
+    flags = made.parse_args(["--epochs=3", "--rate=2e-3"])
+    found = command.override(flags, beam_trees.PUBLISHED, beam_trees.WHOLE, beam_trees.REAL)
+    assert found == beam_trees.PUBLISHED._replace(epochs=3, rate=2e-3)
 
 
 @pytest.mark.parametrize(
