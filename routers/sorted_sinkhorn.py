@@ -72,7 +72,6 @@ def _plan(k, tol, num_iters, x, lam):
     place = jnp.broadcast_to(jnp.arange(k + 1), (*count.shape[:-1], k + 1))
     mass = jnp.where(place < k, place < count, jnp.maximum(count - k, 0))
     used = mass > 0
-    log_mass = jnp.log(jnp.where(used, mass, 1))
     present = used[..., None, :] & real[..., None]
     best = largest(x, k + 1)
     middle = jnp.where(used[..., 1:], best[..., :-1] / 2 + best[..., 1:] / 2, 0)
@@ -86,6 +85,18 @@ def _plan(k, tol, num_iters, x, lam):
         after = jnp.cumsum(jnp.maximum(-step, 0)[..., ::-1], -1)[..., ::-1]
         logits = jnp.where(present, -before - jnp.pad(after, [*edge, (0, 1)]), -jnp.inf)
         return jax.nn.log_softmax(logits, where=present)
+
+    return jnp.exp(log_plan(_balance(log_plan, mass, jnp.zeros_like(middle), tol, num_iters)))
+
+
+def _balance(log_plan, mass, move, tol, num_iters):
+    """Returns moves near `move` by which the columns of the plan sum to `mass` [..., k + 1].
+
+    One iteration is a step of Sinkhorn's, then a damped one of Newton's. Both come nearer by the
+    dual problem, sum_i logsumexp_j - sum_j mass_j potential_j; the second does so in few steps.
+    """
+    used = mass > 0
+    log_mass = jnp.log(jnp.where(used, mass, 1))
 
     def missing(log_plan):
         """Returns the logarithm of what the columns should have over what they have."""
@@ -105,7 +116,7 @@ def _plan(k, tol, num_iters, x, lam):
         d = jnp.ptp(step, -1, keepdims=True)
         newton = sinkhorn + jnp.diff(step) * jnp.where(d > 0, jnp.log1p(d) / d, 1)
         last = missing(log_plan(newton))
-        # Nearer by the dual problem; near the end, where rounding may spoil it, by the error too.
+        # A small step is checked by the error as well: near the end rounding may spoil it.
         better = (d > 0.1) | (size(last) < size(left))
         new = jnp.where(better, last, left)
         move = jnp.where(going, jnp.where(better, newton, sinkhorn), move)
@@ -117,10 +128,8 @@ def _plan(k, tol, num_iters, x, lam):
         _, _, going, passes = carry
         return going.any() & (passes < num_iters)
 
-    start = jnp.zeros_like(middle)
-    error = missing(log_plan(start))
-    carry = start, error, size(error) > tol, 0
-    return jnp.exp(log_plan(jax.lax.while_loop(unfinished, improve, carry)[0]))
+    error = missing(log_plan(move))
+    return jax.lax.while_loop(unfinished, improve, (move, error, size(error) > tol, 0))[0]
 
 
 def _potentials(plan, change):
