@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from examples import report
 from examples.report import Metric
-from moe import outputs
 
 
 def markdown(
@@ -39,13 +38,11 @@ def show(
     note: str,
     out: pathlib.Path,
 ) -> None:
-    """Prints the note and the table and writes them as table.md, and picture.png of the first
-    metric, into `out`."""
-    text = f"{note}\n\n" + markdown(results, metrics, reference, names)
-    outputs.write(out / "table.md", lambda fresh: fresh.write_text(text))
+    """Prints the note and the table and writes them as table.md, results.csv, and picture.png of
+    the first metric, into `out`."""
     found = report.rows(results, metrics[0], reference)
     report.draw(found, metrics[0], reference, out / "picture.png")
-    print(f"\n{text}\nwrote {out}/table.md and picture.png")
+    report.write(results, f"{note}\n\n{markdown(results, metrics, reference, names)}", out)
 
 
 def _cell(row: report.Row, metric: Metric) -> str:

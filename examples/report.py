@@ -127,7 +127,7 @@ def draw(found: Sequence[Row], metric: Metric, reference: str, file: pathlib.Pat
         if row.arm == reference:
             axis.axvline(statistics.fmean(values), color="0.85", zorder=0)
     axis.set_yticks(range(len(found)), [row.arm for row in found])
-    axis.invert_yaxis()
+    axis.set_ylim(len(found) - 0.5, -0.5)  # the first arm on top, none at the edge
     axis.set_xlabel(f"{metric.title}, %" if metric.percent else metric.title)
     axis.spines[["top", "right"]].set_visible(False)
     outputs.write(file, lambda fresh: figure.savefig(fresh, dpi=130))
@@ -142,6 +142,13 @@ def show(
     text = markdown(found, metric, reference)
     if note:
         text = f"{note}\n\n{text}"
+    draw(found, metric, reference, out / "picture.png")
+    write(results, text, out)
+    return text
+
+
+def write(results: Sequence[dict], text: str, out: pathlib.Path) -> None:
+    """Writes table.md and results.csv, a line for each run, into `out`; prints the table."""
     columns = list(dict.fromkeys(key for result in results for key in result))
 
     def write_csv(fresh: pathlib.Path) -> None:
@@ -152,6 +159,4 @@ def show(
 
     outputs.write(out / "results.csv", write_csv)
     outputs.write(out / "table.md", lambda fresh: fresh.write_text(text))
-    draw(found, metric, reference, out / "picture.png")
     print(f"\n{text}\nwrote {out}/table.md, results.csv and picture.png")
-    return text

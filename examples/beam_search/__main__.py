@@ -5,10 +5,10 @@
 
 A GRU that attends to the letters is trained by likelihood. From there each arm goes on for as many
 steps: by likelihood (the control), through soft beams (SOFT, Xie et al. 2020), by the mean of
-both. All are tested by hard beams on words that none has seen. --size=published trains on the whole
-dictionary, for a GPU.
+both. All are tested by hard beams on words that none has seen. --size=published trains longer, and
+on longer words too, for a GPU.
 
-Writes runs.jsonl, table.md and picture.png; the same command goes on where it was ended.
+Writes runs.jsonl, from which the same command goes on, table.md, results.csv and picture.png.
 """
 
 import functools
@@ -34,7 +34,7 @@ METRICS = (
 )
 # How a model is trained, on how many words, of how many letters at most, and tested on how many.
 SIZES = {
-    "small": (Settings(), 20_000, 12, 2_000),
+    "small": (Settings(), 100_000, 12, 2_000),
     "published": (Settings(steps=40_000, further=4_000, rate=1e-3), 100_000, 20, 12_000),
 }
 

@@ -9,7 +9,7 @@ arguments and operators. --size=small is for two cores and has lists of MAX and 
 medians and sums take more than its epochs to learn even with the gold tree; --size=published is
 for a GPU: Chowdhury and Caragea 2023.
 
-Writes runs.jsonl, table.md and picture.png; the same command goes on where it was ended.
+Writes runs.jsonl, from which the same command goes on, table.md, results.csv and picture.png.
 """
 
 import functools

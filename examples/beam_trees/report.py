@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from examples import columns
-from examples.report import Metric
+from examples.report import Metric, write
 from moe import outputs
 
 
@@ -19,13 +19,12 @@ def show(
     title: str,
     out: pathlib.Path,
 ) -> None:
-    """Prints the table, and writes table.md and picture.png into `out`."""
+    """Prints the table, and writes table.md, results.csv and picture.png into `out`."""
     metrics = [Metric(test, test, percent=True) for test in tests]
-    text = f"{title}\n\n{columns.markdown(results, metrics, reference, names)}"
-    outputs.write(out / "table.md", lambda fresh: fresh.write_text(text))
     figure = draw(results, tests, names, title)
     outputs.write(out / "picture.png", lambda fresh: figure.savefig(fresh, dpi=130))
-    print(f"\n{text}\nwrote {out}/table.md and picture.png")
+    text = f"{title}\n\n{columns.markdown(results, metrics, reference, names)}"
+    write(results, text, out)
 
 
 def draw(results: Sequence[dict], tests: Sequence[str], names: Mapping[str, str], title: str):
