@@ -113,7 +113,7 @@ def test_padding_changes_nothing(weights, sequences, select):
     np.testing.assert_array_equal(root(found)[2], leaves[2, 0])
 
 
-@pytest.mark.parametrize("select", [None, one_soft, sparse])
+@pytest.mark.parametrize("select", [None, one_soft])
 def test_places_that_fall_away_are_not_used(weights, select):
     leaves = np.random.default_rng(2).normal(size=(3, 25, D)).astype(np.float32)
     counts = np.array([25, 13, 6], np.int32)
