@@ -85,9 +85,8 @@ def override(
 ):
     """Returns the settings with what was given by the flags of `add_overrides`."""
     given = {name: getattr(flags, name) for name in whole}
-    given |= {
-        name: numbers(getattr(flags, name), f"--{name}")[0] for name in real if getattr(flags, name)
-    }
+    texts = {name: getattr(flags, name) for name in real}
+    given |= {name: number(text, f"--{name}") for name, text in texts.items() if text}
     return settings._replace(**{name: value for name, value in given.items() if value})
 
 
@@ -134,6 +133,14 @@ def numbers(text: str, flag: str) -> list[float]:
     if not found or not all(0 < number < float("inf") for number in found):
         raise UsageError(f"{flag}={text}: expected numbers above 0, such as {flag}=0.1,1")
     return found
+
+
+def number(text: str, flag: str) -> float:
+    """Reads `0.1`, above 0."""
+    found = numbers(text, flag)
+    if len(found) > 1:
+        raise UsageError(f"{flag}={text}: expected one number, such as {flag}={found[0]:g}")
+    return found[0]
 
 
 def counts(text: str, flag: str) -> list[int]:

@@ -46,6 +46,7 @@ def test_flags_take_the_place_of_the_sizes_own_settings():
         (beam_trees.main, ["--rate=0"], "--rate=0: expected numbers above 0"),
         (beam_trees.main, ["--operators=MAX,MEAN"], "'MEAN' is none of MAX, MIN, MED, SM"),
         (beam_trees.main, ["--task=logic", "--operators=MAX"], "is of --task=listops"),
+        (beam_trees.main, ["--rate=0.1,1"], "expected one number, such as --rate=0.1"),
         (beam_trees.main, ["--task=sums"], "invalid choice: 'sums'"),
         (beam_search.main, ["--words=0"], "0 is below 1"),
         (beam_search.main, ["--data_dir=/nowhere"], "python -m examples.data cmudict"),
