@@ -1,4 +1,4 @@
-"""Makes the table of an example with several numbers for each arm: a column each."""
+"""Makes the tables of an example with several numbers for each arm: a column each."""
 
 import pathlib
 import statistics
@@ -30,6 +30,26 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
+def differences(
+    results: Sequence[dict], metrics: Sequence[Metric], reference: str, names: Mapping[str, str]
+) -> str:
+    """Returns a row for each arm but the reference: its paired differences, with 95 % intervals.
+
+    Empty where nothing is compared. The arguments are those of `markdown`; intervals are not
+    corrected for their number.
+    """
+    columns = [report.rows(results, metric, reference) for metric in metrics]
+    first = f"difference to {names.get(reference, reference)}"
+    titles = [first, *(metric.title for metric in metrics)]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for rows in zip(*columns, strict=True):
+        if rows[0].difference:
+            found = zip(rows, metrics, strict=True)
+            cells = [report.difference_cell(row.difference, metric) for row, metric in found]
+            lines.append("| " + " | ".join([names[rows[0].arm], *cells]) + " |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
 def show(
     results: Sequence[dict],
     metrics: Sequence[Metric],
@@ -38,11 +58,24 @@ def show(
     note: str,
     out: pathlib.Path,
 ) -> None:
-    """Prints the note and the table and writes them as table.md, results.csv, and picture.png of
+    """Prints the note and the tables and writes them as table.md, results.csv, and picture.png of
     the first metric, into `out`."""
     found = report.rows(results, metrics[0], reference)
     report.draw(found, metrics[0], reference, out / "picture.png")
-    report.write(results, f"{note}\n\n{markdown(results, metrics, reference, names)}", out)
+    write(results, metrics, reference, names, note, out)
+
+
+def write(
+    results: Sequence[dict],
+    metrics: Sequence[Metric],
+    reference: str,
+    names: Mapping[str, str],
+    note: str,
+    out: pathlib.Path,
+) -> None:
+    """Prints the note and both tables; writes table.md and results.csv into `out`."""
+    parts = [note, *(make(results, metrics, reference, names) for make in (markdown, differences))]
+    report.write(results, "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n", out)
 
 
 def _cell(row: report.Row, metric: Metric) -> str:

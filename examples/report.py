@@ -85,7 +85,7 @@ def markdown(found: Sequence[Row], metric: Metric, reference: str) -> str:
             f"{row.width:g}" if row.width else "",
             str(len(row.values)),
             _mean(list(row.values.values()), metric),
-            _difference(row.difference, metric),
+            difference_cell(row.difference, metric),
             row.verdict,
             f"{row.seconds:.1f}",
         ]
@@ -100,7 +100,8 @@ def _mean(values: Sequence[float], metric: Metric) -> str:
     return text
 
 
-def _difference(found: Difference | None, metric: Metric) -> str:
+def difference_cell(found: Difference | None, metric: Metric) -> str:
+    """Returns a difference with its interval, empty where there is none."""
     if found is None:
         return ""
     text = _number(found.mean, metric, "+")

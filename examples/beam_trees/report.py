@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from examples import columns
-from examples.report import Metric, write
+from examples.report import Metric
 from moe import outputs
 
 
@@ -19,12 +19,11 @@ def show(
     title: str,
     out: pathlib.Path,
 ) -> None:
-    """Prints the table, and writes table.md, results.csv and picture.png into `out`."""
+    """Prints the tables, and writes table.md, results.csv and picture.png into `out`."""
     metrics = [Metric(test, test, percent=True) for test in tests]
     figure = draw(results, tests, names, title)
     outputs.write(out / "picture.png", lambda fresh: figure.savefig(fresh, dpi=130))
-    text = f"{title}\n\n{columns.markdown(results, metrics, reference, names)}"
-    write(results, text, out)
+    columns.write(results, metrics, reference, names, title, out)
 
 
 def draw(results: Sequence[dict], tests: Sequence[str], names: Mapping[str, str], title: str):

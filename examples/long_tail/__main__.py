@@ -43,9 +43,13 @@ def main(argv: Sequence[str]) -> None:
     results = command.run_all(jobs, lambda job: train(job, made, settings), out, shared)
     results = report.choose_widths(results, "validation")
     k = settings.k
-    metrics = [report.Metric("macro", f"{k} guesses, macro", percent=True)]
-    metrics += [report.Metric("topk", f"{k} guesses", percent=True)]
-    metrics += [report.Metric("top1", "one guess", percent=True)]
+    titles = {
+        "macro": f"{k} guesses, macro",
+        "validation": "the same in validation",
+        "topk": f"{k} guesses",
+        "top1": "one guess",
+    }
+    metrics = [report.Metric(key, title, percent=True) for key, title in titles.items()]
     parts = (made.train, made.validation, made.test)
     note = (
         f"Flights: {', '.join(f'{len(part.labels):,}' for part in parts)} for training, validation "
@@ -66,7 +70,7 @@ def _named(result: dict) -> str:
 def parse(argv: Sequence[str]):
     """Returns the flags, with lists in place of their text, and the settings."""
     parser, usual = command.parser("long_tail", __doc__), Settings()
-    command.add_common(parser, ARMS, "cross_entropy", "0.01,0.1,1")
+    command.add_common(parser, ARMS, "cross_entropy", "0.01,0.1,1,4")
     add = parser.add_argument
     helps = {
         "k": "guesses that are allowed",

@@ -26,6 +26,15 @@ def test_a_row_for_each_arm_and_a_column_for_each_metric():
     assert lines[0] == "| arm | close by | error | seconds |"
     assert lines[2] == "| hard beams | 52.00 % ± 2.00 | 0.2600 ± 0.0100 | 2 |"
     assert lines[3] == "| soft ones | 82.33 % ± 3.21, better | 0.4117 ± 0.0161, worse | 2 |"
+    lines = columns.differences(runs(), metrics, "hard", names).splitlines()
+    assert lines[0] == "| difference to hard beams | close by | error |"
+    # By hand: 31, 28 and 32 points of difference, 4.3027 standard errors of 1.2019 points.
+    assert lines[2] == (
+        "| soft ones | +30.33 % (+25.16 % to +35.50 %) | +0.1517 (+0.1258 to +0.1775) |"
+    )
+    assert len(lines) == 4
+    assert columns.differences(runs()[:3], metrics, "hard", names) == ""
+    assert columns.differences(runs(), metrics, "gold", names) == ""
     figure = report.draw(runs(), ["near", "far"], names, "title")
     assert [line.get_label() for line in figure.axes[0].lines[::4]] == list(names.values())
 
