@@ -2,10 +2,11 @@
 
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from examples import report
 from examples.report import Metric
+from moe import outputs
 
 
 def markdown(
@@ -57,23 +58,18 @@ def show(
     names: Mapping[str, str],
     note: str,
     out: pathlib.Path,
+    draw: Callable[[pathlib.Path], None] | None = None,
 ) -> None:
-    """Prints the note and the tables and writes them as table.md, results.csv, and picture.png of
-    the first metric, into `out`."""
-    found = report.rows(results, metrics[0], reference)
-    report.draw(found, metrics[0], reference, out / "picture.png")
-    write(results, metrics, reference, names, note, out)
+    """Prints the note and both tables; writes table.md, results.csv and picture.png into `out`.
 
-
-def write(
-    results: Sequence[dict],
-    metrics: Sequence[Metric],
-    reference: str,
-    names: Mapping[str, str],
-    note: str,
-    out: pathlib.Path,
-) -> None:
-    """Prints the note and both tables; writes table.md and results.csv into `out`."""
+    Args:
+      draw: writes the picture into a file; None: of the first metric.
+    """
+    if draw:
+        outputs.write(out / "picture.png", draw)
+    else:
+        found = report.rows(results, metrics[0], reference)
+        report.draw(found, metrics[0], reference, out / "picture.png")
     parts = [note, *(make(results, metrics, reference, names) for make in (markdown, differences))]
     report.write(results, "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n", out)
 

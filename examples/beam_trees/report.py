@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from examples import columns
 from examples.report import Metric
-from moe import outputs
 
 
 def show(
@@ -22,8 +21,9 @@ def show(
     """Prints the tables, and writes table.md, results.csv and picture.png into `out`."""
     metrics = [Metric(test, test, percent=True) for test in tests]
     figure = draw(results, tests, names, title)
-    outputs.write(out / "picture.png", lambda fresh: figure.savefig(fresh, dpi=130))
-    columns.write(results, metrics, reference, names, title, out)
+    columns.show(
+        results, metrics, reference, names, title, out, lambda file: figure.savefig(file, dpi=130)
+    )
 
 
 def draw(results: Sequence[dict], tests: Sequence[str], names: Mapping[str, str], title: str):
