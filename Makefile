@@ -12,8 +12,8 @@ train: $(VENV)/.installed
 	$(BIN)/python eval.py --workdir=$(WORKDIR)
 
 # Most of the suite's time is the compiler's: full optimisation only where the numerics are made.
-# --xla_cpu_use_fusion_emitters=false would halve what is left of it, but it rounds otherwise: two
-# tests of exact numbers (test_topk.py, test_cascade.py) fail with it.
+# Not with --xla_cpu_use_fusion_emitters=false, though it compiles tests/routers/test_exactly_k.py in
+# half the time: it rounds otherwise, and tests of exact numbers in test_topk.py, test_cascade.py fail.
 test: $(VENV)/.tested lint
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist=loadfile $(PRECISE)
 	XLA_FLAGS=--xla_backend_optimization_level=0 \
